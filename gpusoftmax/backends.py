@@ -1,0 +1,221 @@
+"""Backends: where arrays live and how a pass runs there. Chosen once, in `training`, and passed down.
+
+`Backend` is deliberately small: move an array in, move it out, state the device's facts, run a pass. A backend owns
+threads or streams; what happens to one block is a kernel's affair.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, Protocol, Self
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from gpusoftmax.kernels import cpu
+from gpusoftmax.plan import DeviceFacts, MetricPlan, Plan
+from gpusoftmax.sources import ArraySource
+
+
+class FusedPass(Protocol):
+    """A plan bound to a source: every evaluation is one pass over the rows, in buffers allocated once."""
+
+    n_rows: int
+
+    def loss_and_gradient(self, params, label_smoothing: float):
+        """Return summed losses (n_problems,) in float64 and the gradient's sums, like `params`."""
+
+    def curvature(self, params, scale, plan: MetricPlan, rows):
+        """Return the metric's sums over `rows`; see `kernels.reference.curvature`."""
+
+    def select(self, active: np.ndarray) -> Self:
+        """Return the pass of the problems in `active`."""
+
+
+class Backend(Protocol):
+    """A device: its facts, the way in and out, and its fused pass."""
+
+    name: str
+
+    def facts(self) -> DeviceFacts:
+        """Return what a plan needs to know."""
+
+    def to_device(self, array, dtype=None):
+        """Return `array` on the device."""
+
+    def to_host(self, array) -> np.ndarray:
+        """Return `array` as a NumPy array."""
+
+    def fused_pass(self, source: ArraySource, plan: Plan) -> FusedPass:
+        """Bind a plan to a source."""
+
+    def map_logits(self, source: ArraySource, plan: Plan, params, finish: Callable, out) -> None:
+        """Write ``finish(logits)`` of every task's rows into `out`."""
+
+
+class NumpyBackend:
+    """The CPU, through NumPy."""
+
+    name = "cpu"
+
+    def facts(self) -> DeviceFacts:
+        """As many threads as the BLAS at hand would use, so that its environment variables and limits are ours."""
+        blas = [pool.num_threads for pool in ThreadpoolController().select(user_api="blas").lib_controllers]
+        return DeviceFacts(n_threads=max(blas, default=os.cpu_count() or 1))
+
+    def to_device(self, array, dtype=None) -> np.ndarray:
+        return np.asarray(array, dtype)
+
+    def to_host(self, array) -> np.ndarray:
+        return np.asarray(array)
+
+    def fused_pass(self, source: ArraySource, plan: Plan) -> "NumpyPass":
+        return NumpyPass(source, plan)
+
+    def map_logits(self, source, plan, params, finish, out) -> None:
+        params = np.ascontiguousarray(params, plan.dtype)
+
+        def run(rows: slice, work: cpu.Workspace, _: None) -> None:
+            z = cpu.logits(source.block(rows, work.rows).X, params, work)
+            out[rows] = finish(z.transpose(0, 3, 1, 2).reshape(-1, *z.shape[1:3]))
+
+        _Lanes(plan).map(run, lambda: None)
+
+
+class NumpyPass:
+    """A plan bound to an `ArraySource`, run by threads over tasks.
+
+    BLAS is held to one thread meanwhile: threads over tasks beat threads inside small products.
+    """
+
+    def __init__(self, source: ArraySource, plan: Plan):
+        self.source = source
+        self.plan = plan
+        self.n_rows = plan.n_rows
+        self._lanes = _Lanes(plan)
+
+    def loss_and_gradient(self, params: np.ndarray, label_smoothing: float):
+        """Return summed losses (n_problems,) in float64 and the gradient's sums, of the shape and dtype of `params`."""
+        plan, source = self.plan, self.source
+        compute = np.ascontiguousarray(params, plan.dtype)
+
+        def run(rows: slice, work: cpu.Workspace, sums: cpu.Sums) -> None:
+            cpu.loss_and_gradient(source.block(rows, work.rows), compute, work, sums, label_smoothing)
+
+        total, *others = self._lanes.map(run, lambda: cpu.Sums(plan))
+        for sums in others:
+            total.add(sums)
+        gradient = np.empty(params.shape, params.dtype)
+        gradient[:-1] = total.gradient.T.reshape(gradient[:-1].shape)
+        gradient[-1] = total.intercept.reshape(gradient[-1].shape)
+        return total.loss, gradient
+
+    def curvature(self, params: np.ndarray, scale: np.ndarray, plan: MetricPlan, rows: np.ndarray):
+        """Return the metric's sums over `rows`, block by block, BLAS using its own threads."""
+        sums = cpu.CurvatureSums(len(scale), *params.shape[1:], plan)
+        compute = np.ascontiguousarray(params, self.plan.dtype)
+        for start in range(0, len(rows), plan.block_rows):
+            block = self.source.block(rows[start : start + plan.block_rows])
+            with np.errstate(all="ignore"):
+                cpu.curvature(block, compute, scale, sums)
+        return sums
+
+    def select(self, active: np.ndarray) -> "NumpyPass":
+        """Return the pass of the problems in `active`, planned anew."""
+        return NumpyPass(self.source.select(active), self.plan.with_problems(len(active)))
+
+
+class _Lanes:
+    """Runs the lanes of a plan on its threads, each with a workspace of its own that is allocated once."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        self._workspaces = [cpu.Workspace(plan) for _ in range(plan.n_threads)]
+        self._pool = ThreadPoolExecutor(plan.n_threads) if plan.n_threads > 1 else None
+
+    def map(self, run: Callable[[slice, cpu.Workspace, Any], None], start: Callable[[], Any]) -> list:
+        """Call ``run(rows, workspace, state)`` for every task and return the lanes' states, in the lanes' order.
+
+        Overflow is no error here: it shows in the sums as Inf or NaN, for the caller to judge. An exception in any
+        thread, Ctrl-C included, stops all of them after the task in hand.
+        """
+        stop = threading.Event()
+        states = [start() for _ in range(self._plan.n_lanes)]
+        waiting = deque(range(self._plan.n_lanes))
+
+        def work_through(work: cpu.Workspace) -> None:
+            with np.errstate(all="ignore"):
+                while waiting:
+                    try:
+                        lane = waiting.popleft()
+                    except IndexError:
+                        return
+                    for rows in self._plan.tasks(lane):
+                        if stop.is_set():
+                            return
+                        run(rows, work, states[lane])
+
+        if self._pool is None:
+            work_through(self._workspaces[0])
+            return states
+        with _one_blas_thread():
+            futures = [self._pool.submit(work_through, work) for work in self._workspaces]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                stop.set()
+                wait(futures)
+        return states
+
+
+_blas_lock = threading.Lock()
+_blas_users = 0
+_blas_limit = None
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Hold BLAS to one thread while any pass runs; the last of several concurrent passes gives its threads back."""
+    global _blas_users, _blas_limit
+    with _blas_lock:
+        if _blas_users == 0:
+            _blas_limit = _controller().limit(limits=1, user_api="blas")
+        _blas_users += 1
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if _blas_users == 0:
+                _blas_limit.restore_original_limits()
+
+
+_controllers: list[ThreadpoolController] = []
+
+
+def _controller() -> ThreadpoolController:
+    """Return the process's one controller; finding the BLAS libraries takes milliseconds."""
+    if not _controllers:
+        _controllers.append(ThreadpoolController())
+    return _controllers[0]
+
+
+def get_backend(device: str) -> Backend:
+    """Return the backend of a device.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu"}
+
+    Raises
+    ------
+    ValueError
+        The device is unknown.
+    """
+    if device in ("auto", "cpu"):
+        return NumpyBackend()
+    raise ValueError(f"device={device!r} is unknown: give 'auto' or 'cpu'.")

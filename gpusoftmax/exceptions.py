@@ -1,0 +1,13 @@
+"""Errors and warnings that name what was given, what was expected and what to do."""
+
+from sklearn.exceptions import ConvergenceWarning
+
+__all__ = ["ConvergenceWarning", "NonFiniteError", "WorkspaceError"]
+
+
+class WorkspaceError(ValueError):
+    """The smallest possible block does not fit `memory_budget`; the message names a budget that would."""
+
+
+class NonFiniteError(ValueError):
+    """The logits, the loss or the gradient left the range of the compute dtype."""

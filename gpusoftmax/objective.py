@@ -1,0 +1,95 @@
+"""The objective: sums over the rows become means, and the penalty joins them.
+
+    f_p(W, b) = 1/S_p Σ_i s_ip ℓ(t_i, x_i W + b) + strength_p / 2 · ‖W‖²
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from gpusoftmax.backends import FusedPass
+from gpusoftmax.penalties import L2
+from gpusoftmax.plan import MetricPlan
+from gpusoftmax.preconditioner import KroneckerMetric, kronecker_metric
+
+
+@dataclass(frozen=True)
+class MetricRows:
+    """The rows from which the metric is estimated, and what brings their features to comparable size.
+
+    rows : array of int, ascending; scale : array of shape (n_features,), powers of two.
+    """
+
+    plan: MetricPlan
+    rows: np.ndarray
+    scale: np.ndarray
+
+
+@dataclass(frozen=True)
+class SoftmaxObjective:
+    """Mean cross-entropy of softmax regression plus a penalty, for every problem at once.
+
+    Parameters
+    ----------
+    fused_pass : FusedPass
+    penalty : L2
+    total_weight : array of shape (n_problems,), float64
+        S_p, the sum of each problem's row weights.
+    has_intercept : bool
+        Without one, the last feature row of every gradient is zero.
+    label_smoothing : float in [0, 1)
+    metric_rows : MetricRows
+    """
+
+    fused_pass: FusedPass
+    penalty: L2
+    total_weight: np.ndarray
+    has_intercept: bool
+    label_smoothing: float
+    metric_rows: MetricRows
+
+    def value_and_grad(self, params):
+        """Evaluate every problem's objective and gradient in one pass over the rows.
+
+        Parameters
+        ----------
+        params : array of shape (n_features + 1, n_problems, n_classes)
+            The last feature row is the intercept. Not modified.
+
+        Returns
+        -------
+        value : array of shape (n_problems,), float64
+            Not finite where the logits leave the range of the compute dtype.
+        grad : array of the shape and dtype of `params`
+        """
+        loss, grad = self.fused_pass.loss_and_gradient(params, self.label_smoothing)
+        grad /= self.total_weight[:, np.newaxis].astype(grad.dtype)
+        if not self.has_intercept:
+            grad[-1] = 0
+        self.penalty.add_gradient(params[:-1], grad[:-1])
+        return loss / self.total_weight + self.penalty.value(params[:-1]), grad
+
+    def metric(self, params) -> KroneckerMetric:
+        """Estimate the inverse Hessian at `params` from a sample of the rows."""
+        sample = self.metric_rows
+        sums = self.fused_pass.curvature(params, sample.scale, sample.plan, sample.rows)
+        return kronecker_metric(
+            sums.gram,
+            sums.classes,
+            sums.weight,
+            self.penalty.strength,
+            sample.scale,
+            has_intercept=self.has_intercept,
+            dtype=params.dtype,
+            n_passes=len(sample.rows) / self.fused_pass.n_rows,
+        )
+
+    def select(self, active) -> Self:
+        """Return the objective of the problems in `active`, an array of indices."""
+        return replace(
+            self,
+            fused_pass=self.fused_pass.select(active),
+            penalty=self.penalty.select(active),
+            total_weight=self.total_weight[active],
+        )

@@ -1,0 +1,92 @@
+"""What a solver asks of an objective and what it answers: `Objective`, `Metric`, `Progress`, `Status`, `Solution`."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+
+
+class Metric(Protocol):
+    """An estimate of every problem's inverse Hessian: symmetric, positive semidefinite."""
+
+    n_passes: float
+
+    def apply(self, gradient):
+        """Return the estimated inverse Hessian times `gradient`."""
+
+    def select(self, active: np.ndarray) -> Self:
+        """Return the metric of the problems in `active`."""
+
+
+class Objective(Protocol):
+    """Functions of ``params`` (n_features + 1, n_problems, n_classes), one per problem, evaluated together."""
+
+    def value_and_grad(self, params):
+        """Return values (n_problems,) in float64 and the gradient, of the shape and dtype of `params`."""
+
+    def metric(self, params) -> Metric:
+        """Return an estimate of the inverse Hessian at `params`."""
+
+    def select(self, active: np.ndarray) -> Self:
+        """Return the objective of the problems in `active`."""
+
+
+class Status(enum.IntEnum):
+    """How a problem ended. `sentence` says it for people."""
+
+    sentence: str
+
+    RUNNING = 0, "has not ended"
+    CONVERGED = 1, "converged: the gradient and the estimated remaining decrease are within tol"
+    PRECISION_REACHED = 2, "reached the limit of its floating-point precision: no step improves the objective further"
+    ITERATION_LIMIT = 3, "stopped at max_iter before it converged"
+    NON_FINITE = 4, "met values that are not finite and found no way round them"
+    STOPPED = 5, "was stopped by a callback"
+
+    def __new__(cls, value: int, sentence: str) -> Self:
+        """Make a member that carries its sentence."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.sentence = sentence
+        return member
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of a solve after an evaluation, over the problems that it started with.
+
+    values, gradient_norms : arrays of shape (n_problems,); n_finished : problems that have ended.
+    """
+
+    n_evaluations: int
+    n_passes: float
+    values: np.ndarray
+    gradient_norms: np.ndarray
+    n_finished: int
+
+
+Callback = Callable[[Progress], bool | None]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The answer of every solver; arrays have one entry per problem.
+
+    params : array of shape (n_features + 1, n_problems, n_classes)
+    value : objective at `params`, float64
+    gradient_norm : largest absolute entry of the gradient at `params`
+    remaining_decrease : estimate of how far `value` lies above the minimum
+    n_iter : accepted steps
+    n_passes : passes over the rows while the problem was running, those for the metric included
+    status : `Status` of each problem
+    """
+
+    params: np.ndarray
+    value: np.ndarray
+    gradient_norm: np.ndarray
+    remaining_decrease: np.ndarray
+    n_iter: np.ndarray
+    n_passes: np.ndarray
+    status: np.ndarray

@@ -1,0 +1,67 @@
+"""A line search for many problems at once, one evaluation at a time.
+
+Each problem holds its own bracket. After an evaluation, `judge` says which trial steps are acceptable and `next_step`
+proposes the others' next trial. Both see only values and slopes along the line, arrays of shape (n_problems,).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SUFFICIENT_DECREASE = 1e-4
+CURVATURE = 0.9
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """What each problem's search knows: the line at step 0, and the steps known to be too short and too long."""
+
+    value: np.ndarray
+    slope: np.ndarray
+    low: np.ndarray
+    low_slope: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def open(cls, value: np.ndarray, slope: np.ndarray) -> "Bracket":
+        """Return a fresh bracket: nothing is known beyond step 0."""
+        return cls(value, slope, np.zeros_like(slope), slope.copy(), np.full_like(slope, np.inf))
+
+
+def is_acceptable(bracket: Bracket, step, value, slope, noise: float):
+    """Say which steps may be taken: Armijo, or approximate Wolfe where the decrease drowns in rounding.
+
+    The second (Hager & Zhang 2005, SIAM J. Optim. 16, 170-192) tests slopes, which keep their accuracy near the
+    minimum, and lets the value rise by no more than ``noise · |value|``. A value that is not finite is never accepted.
+    """
+    armijo = value <= bracket.value + SUFFICIENT_DECREASE * step * bracket.slope
+    flat = (value <= bracket.value + noise * np.abs(bracket.value)) & (
+        slope <= (2 * SUFFICIENT_DECREASE - 1) * bracket.slope
+    )
+    return np.isfinite(value) & np.isfinite(slope) & (armijo | flat)
+
+
+def is_too_short(bracket: Bracket, slope):
+    """Say which acceptable steps end on a slope that is still nearly as steep as at the start."""
+    return slope < CURVATURE * bracket.slope
+
+
+def next_step(bracket: Bracket, step, slope, acceptable):
+    """Return the next trial steps and the brackets they come from.
+
+    A step that was acceptable but too short becomes the lower end; any other becomes the upper end. The new trial is
+    the secant estimate of where the slope vanishes, held inside the bracket; without an upper end it grows fourfold at
+    most.
+    """
+    finite = np.isfinite(slope)
+    low = np.where(acceptable, step, bracket.low)
+    low_slope = np.where(acceptable, slope, bracket.low_slope)
+    high = np.where(acceptable, bracket.high, step)
+    with np.errstate(all="ignore"):
+        previous, previous_slope = bracket.low, bracket.low_slope
+        secant = previous - previous_slope * (step - previous) / (slope - previous_slope)
+    width = np.where(np.isfinite(high), high - low, 3 * step)
+    inside = np.clip(secant, low + 0.1 * width, np.where(np.isfinite(high), low + 0.9 * width, low + width))
+    fallback = np.where(np.isfinite(high), low + np.where(finite, 0.5, 0.1) * width, 2 * step)
+    trial = np.where(finite & np.isfinite(secant), inside, fallback)
+    return trial, Bracket(bracket.value, bracket.slope, low, low_slope, high)

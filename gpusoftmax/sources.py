@@ -1,0 +1,118 @@
+"""Where rows come from: a source hands out blocks of rows, cast and centred, without copying the whole of X.
+
+Knows the layout of the data in memory. Does not know what is computed from a block.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+Rows = slice | np.ndarray
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that pass through a kernel together.
+
+    X : (rows, n_features) in the compute dtype; targets : (rows,) class indices or (rows, n_classes) soft targets;
+    weights : (rows, n_problems), or None where every weight is one.
+    """
+
+    X: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Rows of an array in memory or of a memory-mapped file.
+
+    Parameters
+    ----------
+    X : array of shape (n_rows, n_features)
+        Any real dtype, any strides; never modified and never copied as a whole.
+    targets : array of shape (n_rows,) or (n_rows, n_classes)
+    weights : array of shape (n_rows, n_problems), (n_rows, 1) where all problems share them, or None for ones
+    dtype : dtype that blocks have
+    center : array of shape (n_features,), dtype float64, or None
+        Subtracted from every row of a block, in float64 where X's own precision would lose it.
+    """
+
+    X: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray | None
+    dtype: np.dtype
+    center: np.ndarray | None = None
+
+    @property
+    def n_rows(self) -> int:
+        return self.X.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        return self.X.shape[1]
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether a block can be a view of X: right dtype, not centred, and strides that BLAS reads as they are."""
+        if self.center is not None or self.X.dtype != self.dtype or not self.X.flags.aligned:
+            return False
+        size, (rows, columns) = self.X.itemsize, self.X.strides
+        n_rows, n_features = self.X.shape
+        by_rows = (columns == size or n_features == 1) and rows >= n_features * size
+        by_columns = rows == size and columns >= n_rows * size
+        return (by_rows or by_columns) and rows % size == 0 and columns % size == 0
+
+    def block(self, rows: Rows, buffer: np.ndarray | None = None) -> Block:
+        """Return the rows as a Block: a view where `rows` is a slice and `is_direct`, else written into `buffer`."""
+        X = self.X[rows]
+        if isinstance(rows, np.ndarray) or not self.is_direct:
+            out = np.empty(X.shape, self.dtype) if buffer is None else buffer[: X.size].reshape(X.shape)
+            if self.center is None:
+                np.copyto(out, X, casting="unsafe")
+            else:
+                np.subtract(X, self.center, out=out, casting="unsafe")
+            X = out
+        return Block(X, self.targets[rows], None if self.weights is None else self.weights[rows])
+
+    def select(self, active: np.ndarray) -> Self:
+        """Return this source with the weights of the problems in `active` only."""
+        is_shared = self.weights is None or self.weights.shape[1] == 1
+        return self if is_shared else replace(self, weights=self.weights[:, active])
+
+
+def sample_rows(n_rows: int, n_sample: int, seed: int) -> np.ndarray:
+    """Return `n_sample` row indices, ascending: one at random from each of as many equal strata."""
+    if n_sample >= n_rows:
+        return np.arange(n_rows)
+    offsets = np.random.default_rng(seed).random(n_sample)
+    return ((np.arange(n_sample) + offsets) * (n_rows / n_sample)).astype(np.int64)
+
+
+def feature_range(source: ArraySource, rows: np.ndarray, block_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and largest value of every feature over `rows`, float64."""
+    low, high = np.full(source.n_features, np.inf), np.full(source.n_features, -np.inf)
+    for start in range(0, len(rows), block_rows):
+        X = source.block(rows[start : start + block_rows]).X
+        np.minimum(low, X.min(axis=0), out=low)
+        np.maximum(high, X.max(axis=0), out=high)
+    return low, high
+
+
+def class_weights(source: ArraySource, n_problems: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each problem's total weight (n_problems,) and its weight per class (n_problems, n_classes), float64."""
+    total, per_class = np.zeros(n_problems), np.zeros((n_problems, n_classes))
+    step = 1 << 16
+    for start in range(0, source.n_rows, step):
+        targets = source.targets[start : start + step]
+        if source.weights is None:
+            weights = np.ones((len(targets), 1))
+        else:
+            weights = source.weights[start : start + step].astype(np.float64)
+        total += weights.sum(axis=0)
+        if targets.ndim == 2:
+            per_class += weights.T @ targets
+        else:
+            per_class += [np.bincount(targets, column, minlength=n_classes) for column in weights.T]
+    return total, per_class

@@ -1,0 +1,133 @@
+"""The one place where source, plan, objective, penalty and solver meet."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gpusoftmax.backends import Backend
+from gpusoftmax.objective import MetricRows, SoftmaxObjective
+from gpusoftmax.penalties import L2
+from gpusoftmax.plan import plan_fit
+from gpusoftmax.solvers.base import Callback, Solution
+from gpusoftmax.solvers.lbfgs import LBFGS
+from gpusoftmax.sources import ArraySource, class_weights, feature_range, sample_rows
+
+OFFSET_RATIO = 32  # a feature is centred where its offset exceeds its half range by this: float32 would lose 5 bits
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is fitted, beside the data.
+
+    C : array of shape (n_problems,), float64
+        Inverse strengths, as scikit-learn means them; infinity for no penalty.
+    n_classes : int
+    has_intercept : bool
+    label_smoothing : float in [0, 1)
+    seed : int
+        Of the sample of rows from which the metric is estimated.
+    budget_bytes : int or None
+        Most bytes of workspace; None for what runs best.
+    """
+
+    C: np.ndarray
+    n_classes: int
+    has_intercept: bool = True
+    label_smoothing: float = 0.0
+    seed: int = 0
+    budget_bytes: int | None = None
+
+
+def train(
+    training: Training,
+    source: ArraySource,
+    solver: LBFGS,
+    backend: Backend,
+    start: np.ndarray | None = None,
+    callback: Callback | None = None,
+) -> tuple[Solution, np.ndarray | None]:
+    """Fit every problem.
+
+    Parameters
+    ----------
+    training : Training
+    source : ArraySource
+        Not centred; its weights have one column per problem, or one for all.
+    solver : LBFGS
+    backend : Backend
+    start : array of shape (n_features + 1, n_problems, n_classes), or None
+        None starts from no coefficients and the log class frequencies.
+    callback : called with a Progress after every evaluation; True ends the fit
+
+    Returns
+    -------
+    solution : Solution
+        Its params belong to features minus `center`.
+    center : array of shape (n_features,), float64, or None
+        What the fit subtracted from the features, where offsets dwarf their spread.
+
+    Raises
+    ------
+    WorkspaceError
+        `budget_bytes` is too small; the message names a budget that fits.
+    """
+    n_problems = len(training.C)
+    shape = (source.n_features + 1, n_problems, training.n_classes)
+    facts = backend.facts()
+    plan, metric_plan = plan_fit(
+        source.n_rows,
+        *(source.n_features, n_problems, training.n_classes),
+        source.dtype,
+        facts,
+        is_soft=source.targets.ndim == 2,
+        is_direct=source.is_direct,
+        budget_bytes=training.budget_bytes,
+    )
+    rows = sample_rows(source.n_rows, metric_plan.n_rows, training.seed)
+    low, high = feature_range(source, rows, metric_plan.block_rows)
+    center = find_center(low, high) if training.has_intercept else None
+    if center is not None:
+        source = replace(source, center=center)
+        low, high = low - center, high - center
+        plan = replace(plan, is_direct=False).with_problems(n_problems)
+    total, per_class = class_weights(source, n_problems, training.n_classes)
+
+    params = np.zeros(shape, plan.gradient_dtype)
+    if start is not None:
+        params[:] = start - start.mean(axis=2, keepdims=True)  # moves no logits apart, and lowers the penalty
+        if center is not None:
+            params[-1] += np.tensordot(center, params[:-1], axes=1)
+    elif training.has_intercept:
+        params[-1] = start_intercept(total, per_class, source.n_rows, training.label_smoothing)
+
+    objective = SoftmaxObjective(
+        fused_pass=backend.fused_pass(source, plan),
+        penalty=L2(1 / (training.C * total)),
+        total_weight=total,
+        has_intercept=training.has_intercept,
+        label_smoothing=training.label_smoothing,
+        metric_rows=MetricRows(metric_plan, rows, feature_scale(low, high)),
+    )
+    return solver.minimize(objective, params, callback), center
+
+
+def find_center(low: np.ndarray, high: np.ndarray) -> np.ndarray | None:
+    """Return the middle of every feature whose offset dwarfs its range and zero for the others, or None."""
+    middle, half_range = low / 2 + high / 2, high / 2 - low / 2
+    comparable = np.where(half_range > 0, half_range, half_range.max(initial=0))
+    is_offset = np.abs(middle) > OFFSET_RATIO * comparable
+    return np.where(is_offset, middle, 0.0) if is_offset.any() else None
+
+
+def feature_scale(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return powers of two that bring each feature's largest value near one."""
+    largest = np.maximum(np.abs(low), np.abs(high))
+    return np.exp2(-np.round(np.log2(np.where(largest > 0, largest, 1.0))))
+
+
+def start_intercept(total: np.ndarray, per_class: np.ndarray, n_rows: int, label_smoothing: float) -> np.ndarray:
+    """Return the log class frequencies, centred: the optimum where no feature says anything."""
+    n_classes = per_class.shape[1]
+    frequency = (1 - label_smoothing) * per_class / total[:, np.newaxis] + label_smoothing / n_classes
+    logarithm = np.log(np.maximum(frequency, 0.1 / n_rows))
+    return logarithm - logarithm.mean(axis=1, keepdims=True)
