@@ -7,14 +7,14 @@ threads or streams; what happens to one block is a kernel's affair.
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from gpusoftmax.exceptions import NonFiniteError
 from gpusoftmax.kernels import cpu
 from gpusoftmax.plan import DeviceFacts, MetricPlan, Plan
 from gpusoftmax.sources import ArraySource
@@ -52,8 +52,8 @@ class Backend(Protocol):
     def fused_pass(self, source: ArraySource, plan: Plan) -> FusedPass:
         """Bind a plan to a source."""
 
-    def map_logits(self, source: ArraySource, plan: Plan, params, finish: Callable, out) -> None:
-        """Write ``finish(logits)`` of every task's rows into `out`."""
+    def predict(self, source: ArraySource, plan: Plan, params, output: str, out) -> None:
+        """Write the `output` of one problem into `out`, block by block; see `kernels.cpu.predict`."""
 
 
 class NumpyBackend:
@@ -75,12 +75,17 @@ class NumpyBackend:
     def fused_pass(self, source: ArraySource, plan: Plan) -> "NumpyPass":
         return NumpyPass(source, plan)
 
-    def map_logits(self, source, plan, params, finish, out) -> None:
+    def predict(self, source: ArraySource, plan: Plan, params, output: str, out: np.ndarray) -> None:
         params = np.ascontiguousarray(params, plan.dtype)
 
         def run(rows: slice, work: cpu.Workspace, _: None) -> None:
             z = cpu.logits(source.block(rows, work.rows).X, params, work)
-            out[rows] = finish(z.transpose(0, 3, 1, 2).reshape(-1, *z.shape[1:3]))
+            if not np.isfinite(z).all():
+                raise NonFiniteError(
+                    f"Logits left the range of {plan.dtype.name}: rescale the features as they were in fit, or give "
+                    "X as float64."
+                )
+            out[rows] = cpu.predict(z, output)
 
         _Lanes(plan).map(run, lambda: None)
 
@@ -115,7 +120,7 @@ class NumpyPass:
 
     def curvature(self, params: np.ndarray, scale: np.ndarray, plan: MetricPlan, rows: np.ndarray):
         """Return the metric's sums over `rows`, block by block, BLAS using its own threads."""
-        sums = cpu.CurvatureSums(len(scale), *params.shape[1:], plan)
+        sums = cpu.CurvatureSums(len(scale), params.shape[1], params.shape[2], plan)
         compute = np.ascontiguousarray(params, self.plan.dtype)
         for start in range(0, len(rows), plan.block_rows):
             block = self.source.block(rows[start : start + plan.block_rows])
@@ -161,7 +166,7 @@ class _Lanes:
         if self._pool is None:
             work_through(self._workspaces[0])
             return states
-        with _one_blas_thread():
+        with _one_blas_thread:
             futures = [self._pool.submit(work_through, work) for work in self._workspaces]
             try:
                 for future in futures:
@@ -172,36 +177,29 @@ class _Lanes:
         return states
 
 
-_blas_lock = threading.Lock()
-_blas_users = 0
-_blas_limit = None
+class _OneBlasThread:
+    """Holds BLAS to one thread while any pass runs; the last of several concurrent passes gives its threads back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_users = 0
+        self._controller: ThreadpoolController | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._n_users += 1
+            if self._n_users == 1:
+                self._controller = self._controller or ThreadpoolController()  # finding libraries takes milliseconds
+                self._limit = self._controller.limit(limits=1, user_api="blas")
+
+    def __exit__(self, *exception) -> None:
+        with self._lock:
+            self._n_users -= 1
+            if self._n_users == 0:
+                self._limit.restore_original_limits()
 
 
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Hold BLAS to one thread while any pass runs; the last of several concurrent passes gives its threads back."""
-    global _blas_users, _blas_limit
-    with _blas_lock:
-        if _blas_users == 0:
-            _blas_limit = _controller().limit(limits=1, user_api="blas")
-        _blas_users += 1
-    try:
-        yield
-    finally:
-        with _blas_lock:
-            _blas_users -= 1
-            if _blas_users == 0:
-                _blas_limit.restore_original_limits()
-
-
-_controllers: list[ThreadpoolController] = []
-
-
-def _controller() -> ThreadpoolController:
-    """Return the process's one controller; finding the BLAS libraries takes milliseconds."""
-    if not _controllers:
-        _controllers.append(ThreadpoolController())
-    return _controllers[0]
+_one_blas_thread = _OneBlasThread()
 
 
 def get_backend(device: str) -> Backend:

@@ -1,6 +1,6 @@
 """The objective: sums over the rows become means, and the penalty joins them.
 
-    f_p(W, b) = 1/S_p Σ_i s_ip ℓ(t_i, x_i W + b) + strength_p / 2 · ‖W‖²
+f_p(W, b) = 1/S_p Σ_i s_ip ℓ(t_i, x_i W + b) + strength_p / 2 · ‖W‖²
 """
 
 from dataclasses import dataclass, replace

@@ -37,6 +37,8 @@ class ArraySource:
     dtype : dtype that blocks have
     center : array of shape (n_features,), dtype float64, or None
         Subtracted from every row of a block, in float64 where X's own precision would lose it.
+    class_weight : array of shape (n_classes,), float64, or None
+        Multiplies every class's term of the loss.
     """
 
     X: np.ndarray
@@ -44,6 +46,7 @@ class ArraySource:
     weights: np.ndarray | None
     dtype: np.dtype
     center: np.ndarray | None = None
+    class_weight: np.ndarray | None = None
 
     @property
     def n_rows(self) -> int:
@@ -74,7 +77,25 @@ class ArraySource:
             else:
                 np.subtract(X, self.center, out=out, casting="unsafe")
             X = out
-        return Block(X, self.targets[rows], None if self.weights is None else self.weights[rows])
+        return Block(X, *self.targets_and_weights(rows))
+
+    def targets_and_weights(self, rows: Rows) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the rows' targets and weights, class weights multiplied in.
+
+        Soft targets t with class weights c have the loss of targets ``t c / Σ t c`` with the row weight ``Σ t c``.
+        """
+        targets = self.targets[rows]
+        weights = None if self.weights is None else self.weights[rows]
+        if self.class_weight is None:
+            return targets, weights
+        if targets.ndim == 1:
+            factor = self.class_weight[targets]
+        else:
+            targets = targets * self.class_weight
+            factor = targets.sum(axis=1)
+            targets /= np.where(factor > 0, factor, 1.0)[:, np.newaxis]
+        factor = factor[:, np.newaxis]
+        return targets, factor if weights is None else factor * weights
 
     def select(self, active: np.ndarray) -> Self:
         """Return this source with the weights of the problems in `active` only."""
@@ -100,19 +121,21 @@ def feature_range(source: ArraySource, rows: np.ndarray, block_rows: int) -> tup
     return low, high
 
 
-def class_weights(source: ArraySource, n_problems: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def weight_per_class(source: ArraySource, n_problems: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return each problem's total weight (n_problems,) and its weight per class (n_problems, n_classes), float64."""
     total, per_class = np.zeros(n_problems), np.zeros((n_problems, n_classes))
     step = 1 << 16
     for start in range(0, source.n_rows, step):
-        targets = source.targets[start : start + step]
-        if source.weights is None:
-            weights = np.ones((len(targets), 1))
-        else:
-            weights = source.weights[start : start + step].astype(np.float64)
+        targets, weights = source.targets_and_weights(slice(start, start + step))
+        weights = np.ones((len(targets), 1)) if weights is None else weights.astype(np.float64)
         total += weights.sum(axis=0)
         if targets.ndim == 2:
             per_class += weights.T @ targets
         else:
             per_class += [np.bincount(targets, column, minlength=n_classes) for column in weights.T]
     return total, per_class
+
+
+def compute_dtype(dtype: np.dtype) -> np.dtype:
+    """Return the dtype in which X is computed with: half and single precision in float32, all else in float64."""
+    return np.dtype(np.float32 if dtype in (np.float16, np.float32) else np.float64)

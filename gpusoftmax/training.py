@@ -10,7 +10,7 @@ from gpusoftmax.penalties import L2
 from gpusoftmax.plan import plan_fit
 from gpusoftmax.solvers.base import Callback, Solution
 from gpusoftmax.solvers.lbfgs import LBFGS
-from gpusoftmax.sources import ArraySource, class_weights, feature_range, sample_rows
+from gpusoftmax.sources import ArraySource, feature_range, sample_rows, weight_per_class
 
 OFFSET_RATIO = 32  # a feature is centred where its offset exceeds its half range by this: float32 would lose 5 bits
 
@@ -68,6 +68,8 @@ def train(
 
     Raises
     ------
+    ValueError
+        All weights of a problem are zero.
     WorkspaceError
         `budget_bytes` is too small; the message names a budget that fits.
     """
@@ -90,7 +92,11 @@ def train(
         source = replace(source, center=center)
         low, high = low - center, high - center
         plan = replace(plan, is_direct=False).with_problems(n_problems)
-    total, per_class = class_weights(source, n_problems, training.n_classes)
+    total, per_class = weight_per_class(source, n_problems, training.n_classes)
+    if not (total > 0).all():
+        raise ValueError(
+            "The weights of all samples are zero: sample_weight times class_weight must have a positive sum."
+        )
 
     params = np.zeros(shape, plan.gradient_dtype)
     if start is not None:

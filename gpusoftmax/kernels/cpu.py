@@ -163,6 +163,21 @@ def softmax(z: np.ndarray) -> None:
     np.divide(z, z.sum(axis=2, keepdims=True), out=z)
 
 
+def predict(z: np.ndarray, output: str) -> np.ndarray:
+    """Turn class-major logits of one problem into row-major `output`; overwrites `z`.
+
+    `output` is "logits", "probabilities", "log_probabilities", or "classes" for the index of the largest logit.
+    """
+    if output == "classes":
+        return z.argmax(axis=2).reshape(-1)
+    if output == "probabilities":
+        softmax(z)
+    elif output == "log_probabilities":
+        np.subtract(z, z.max(axis=2, keepdims=True), out=z)
+        np.subtract(z, np.log(np.exp(z).sum(axis=2, keepdims=True)), out=z)
+    return z.transpose(0, 3, 1, 2).reshape(-1, z.shape[2])
+
+
 class CurvatureSums:
     """Running sums for the metric; see `kernels.reference.curvature`. A diagonal factor keeps its diagonal only."""
 
@@ -181,7 +196,9 @@ def curvature(block: Block, params: np.ndarray, scale: np.ndarray, sums: Curvatu
     z = z.reshape(1, n_problems, n_classes, rows)
     softmax(z)
     y = z[0]
-    weights = np.ones((n_problems, 1, rows), y.dtype) if block.weights is None else _row_weights(block, z)[0]
+    given = _row_weights(block, z)
+    weights = np.ones((1, 1, rows), y.dtype) if given is None else given[0]
+    weights = np.broadcast_to(weights, (n_problems, 1, rows))
     weighted = y * weights
     total = weighted.sum(axis=2, dtype=np.float64)
     if sums.classes.ndim == 3:

@@ -11,7 +11,9 @@ import numpy as np
 class Metric(Protocol):
     """An estimate of every problem's inverse Hessian: symmetric, positive semidefinite."""
 
-    n_passes: float
+    @property
+    def n_passes(self) -> float:
+        """Passes over the rows that making it took."""
 
     def apply(self, gradient):
         """Return the estimated inverse Hessian times `gradient`."""
@@ -45,12 +47,16 @@ class Status(enum.IntEnum):
     NON_FINITE = 4, "met values that are not finite and found no way round them"
     STOPPED = 5, "was stopped by a callback"
 
-    def __new__(cls, value: int, sentence: str) -> Self:
+    def __new__(cls, value: int, sentence: str = "") -> Self:
         """Make a member that carries its sentence."""
         member = int.__new__(cls, value)
         member._value_ = value
         member.sentence = sentence
         return member
+
+    def __str__(self) -> str:
+        """Return the name, where an integer would show its number."""
+        return self.name
 
 
 @dataclass(frozen=True)

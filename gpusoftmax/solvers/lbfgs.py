@@ -212,7 +212,7 @@ class _Run:
     def take(self, taken: np.ndarray, x: np.ndarray, value: np.ndarray, gradient: np.ndarray) -> None:
         """Move problems to their trial points and remember how the gradient changed."""
         state = self.state
-        for p in np.flatnonzero(taken):
+        for p in np.flatnonzero(taken).tolist():
             s, y = x[p] - state.x[p], gradient[p] - state.gradient[p]
             if s @ y > 1e-10 * np.sqrt((s @ s) * (y @ y)):
                 state.pairs.push(p, s, y)

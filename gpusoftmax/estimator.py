@@ -1,0 +1,333 @@
+"""The scikit-learn estimator: validate, encode, train, unpack. No arithmetic of its own beyond the two-class fold."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
+
+from gpusoftmax.backends import get_backend
+from gpusoftmax.callbacks import PrintProgress
+from gpusoftmax.exceptions import NonFiniteError
+from gpusoftmax.plan import plan_pass
+from gpusoftmax.solvers.base import Status
+from gpusoftmax.solvers.lbfgs import LBFGS
+from gpusoftmax.sources import ArraySource, compute_dtype, weight_per_class
+from gpusoftmax.targets import check_soft_targets, encode_labels
+from gpusoftmax.training import Training, train
+
+
+class SoftmaxRegression(ClassifierMixin, BaseEstimator):
+    """Softmax (multinomial logistic) regression, trained to a trustworthy optimum in bounded memory.
+
+    Minimises exactly the objective of scikit-learn's ``LogisticRegression``::
+
+        f(W, b) = 1/S Σ_i s_i · -Σ_k t_ik log y_ik + 1/(2 C S) ‖W‖²,    y_i = softmax(x_i W + b),    S = Σ_i s_i
+
+    by preconditioned L-BFGS, each evaluation one fused pass over the rows: X is never copied as a whole and no array
+    of shape (n_samples, n_classes) is made. Two classes are solved as a softmax with two columns whose difference is
+    scikit-learn's solution.
+
+    Parameters
+    ----------
+    C : float, default=1.0
+        Inverse strength of the L2 penalty on the coefficients; ``np.inf`` for none. The intercept is not penalised.
+    fit_intercept : bool, default=True
+    class_weight : dict, "balanced" or None, default=None
+        Multiplies the weight of each sample by the weight of its class. With soft targets, every class's term of the
+        loss is multiplied.
+    label_smoothing : float in [0, 1), default=0.0
+        Targets become ``(1 - label_smoothing) · t + label_smoothing / n_classes``.
+    tol : float, default=1e-4
+        The fit ends when the largest absolute entry of the gradient is at most `tol` and the objective is estimated to
+        lie within a relative ``1e-3 · tol`` of its minimum.
+    max_iter : int, default=1000
+    warm_start : bool, default=False
+        Start from the coefficients of the previous fit.
+    random_state : int, RandomState instance or None, default=None
+        Draws the rows from which the solver's metric is estimated when there are many; None draws the same ones always.
+        It does not change the optimum.
+    verbose : int, default=0
+        Above 0, report progress on standard error.
+    device : {"auto", "cpu"}, default="auto"
+    memory_budget : int or None, default=None
+        Most bytes of workspace beside X, y, the weights and the solver's vectors of the size of `coef_`; None for what
+        runs best.
+
+    Attributes
+    ----------
+    coef_ : array of shape (1, n_features) for two classes, else (n_classes, n_features)
+        Of X's dtype: float32 stays float32, float16 is fitted in float32, every other dtype in float64.
+    intercept_ : array of shape (1,) or (n_classes,)
+        float64 where features were centred for precision (see the guide), else of the dtype of `coef_`.
+    classes_ : array of shape (n_classes,)
+    n_iter_ : array of shape (1,), int32
+        Steps taken.
+    n_passes_ : float
+        Passes over X, those for the metric included; a sample of the rows counts as a fraction.
+    status_ : Status
+        How the fit ended; ``status_.sentence`` says it in words.
+    objective_ : float
+        f at the solution.
+    gradient_norm_ : float
+        Largest absolute entry of the gradient of f at the solution.
+    n_features_in_ : int
+    feature_names_in_ : array of shape (n_features_in_,)
+        Where X had feature names that are all strings.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from gpusoftmax import SoftmaxRegression
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = SoftmaxRegression().fit(X, y)
+    >>> clf.status_.name
+    'CONVERGED'
+    >>> clf.predict(X[:2])
+    array([0, 0])
+    >>> clf.score(X, y)
+    0.97...
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "C": [Interval(Real, 0, None, closed="right")],
+        "fit_intercept": ["boolean"],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "max_iter": [Interval(Integral, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+        "device": [StrOptions({"auto", "cpu"})],
+        "memory_budget": [Interval(Integral, 1, None, closed="left"), None],
+    }
+
+    def __init__(
+        self,
+        C=1.0,
+        *,
+        fit_intercept=True,
+        class_weight=None,
+        label_smoothing=0.0,
+        tol=1e-4,
+        max_iter=1000,
+        warm_start=False,
+        random_state=None,
+        verbose=0,
+        device="auto",
+        memory_budget=None,
+    ):
+        self.C = C
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.label_smoothing = label_smoothing
+        self.tol = tol
+        self.max_iter = max_iter
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.device = device
+        self.memory_budget = memory_budget
+
+    def fit(self, X, y, sample_weight=None, *, classes=None):
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Array, memory-mapped array or data frame of any real dtype.
+        y : array-like of shape (n_samples,) or (n_samples, n_classes)
+            Labels of any dtype that can be ordered; or soft targets, non-negative rows that sum to one.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights; None for ones.
+        classes : array-like of shape (n_classes,), default=None
+            Labels of the columns of soft targets, by default 0, 1, …
+
+        Returns
+        -------
+        self : SoftmaxRegression
+
+        Raises
+        ------
+        ValueError
+            Data or parameters are unusable. The estimator is left as it was, as it is when the fit is interrupted.
+        """
+        with _unchanged_on_failure(self):
+            self._validate_params()
+            X, targets, classes = self._validate_data_for_fit(X, y, classes)
+            dtype = compute_dtype(X.dtype)
+            source = ArraySource(X, targets, self._row_weights(X, sample_weight, dtype), dtype)
+            source = replace(source, class_weight=self._class_weight(source, classes))
+            solution, center = train(
+                Training(
+                    C=np.array([self.C / 2 if len(classes) == 2 else self.C], dtype=np.float64),
+                    n_classes=len(classes),
+                    has_intercept=self.fit_intercept,
+                    label_smoothing=self.label_smoothing,
+                    seed=0 if self.random_state is None else check_random_state(self.random_state).randint(2**31),
+                    budget_bytes=self.memory_budget,
+                ),
+                source,
+                LBFGS(tol=self.tol, max_iter=self.max_iter),
+                get_backend(self.device),
+                start=self._start(classes, X.shape[1]),
+                callback=PrintProgress() if self.verbose else None,
+            )
+            if solution.status[0] == Status.NON_FINITE:
+                raise NonFiniteError(
+                    f"The objective or its gradient left the range of {dtype.name}: features as large as these want "
+                    "rescaling (sklearn.preprocessing.StandardScaler, for instance) or float64."
+                )
+            self._unpack(solution, center, classes, dtype)
+        self._warn_unless_converged()
+        return self
+
+    def predict(self, X):
+        """Return the most likely class of each sample, shape (n_samples,)."""
+        indices = self._map_logits(X, "classes")
+        return self.classes_[indices]
+
+    def predict_proba(self, X):
+        """Return the probability of each class, shape (n_samples, n_classes)."""
+        return self._map_logits(X, "probabilities")
+
+    def predict_log_proba(self, X):
+        """Return the log-probability of each class: a log-softmax, finite where the probability underflows."""
+        return self._map_logits(X, "log_probabilities")
+
+    def decision_function(self, X):
+        """Return the logits, shape (n_samples, n_classes); for two classes their difference, shape (n_samples,)."""
+        logits = self._map_logits(X, "logits")
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def _validate_data_for_fit(self, X, y, classes):
+        """Return X, the targets below the estimator, and the classes."""
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        shape = np.asarray(y).shape
+        is_soft = len(shape) == 2 and shape[1] > 1
+        X, y = validate_data(self, X, y, dtype="numeric", multi_output=is_soft)
+        if is_soft:
+            check_soft_targets(y)
+            classes = np.arange(y.shape[1]) if classes is None else column_or_1d(classes)
+            if len(classes) != y.shape[1]:
+                raise ValueError(f"classes must name the {y.shape[1]} columns of y, got {len(classes)} names.")
+            return X, y, classes
+        if classes is not None:
+            raise ValueError("classes names the columns of soft targets; with labels, leave it out.")
+        check_classification_targets(y)
+        classes, targets = encode_labels(y)
+        if len(classes) < 2:
+            raise ValueError(f"y must hold at least 2 classes, got one class: {classes[0]!r}.")
+        return X, targets, classes
+
+    def _row_weights(self, X, sample_weight, dtype):
+        """Return weights (n_samples, 1), or None for ones."""
+        if sample_weight is None:
+            return None
+        weights = _check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
+        return weights[:, np.newaxis]
+
+    def _class_weight(self, source, classes):
+        """Return the factor of each class's term of the loss (n_classes,), or None for ones."""
+        if self.class_weight is None:
+            return None
+        if self.class_weight == "balanced":
+            total, per_class = weight_per_class(source, 1, len(classes))
+            return np.divide(total / len(classes), per_class[0], out=np.zeros(len(classes)), where=per_class[0] > 0)
+        factor = compute_class_weight(self.class_weight, classes=classes, y=classes)
+        if not (np.isfinite(factor) & (factor >= 0)).all():
+            raise ValueError(f"class_weight must be finite and non-negative, got {self.class_weight}.")
+        return factor
+
+    def _start(self, classes, n_features):
+        """Return the params of the previous fit, or None to start anew."""
+        if not self.warm_start or not hasattr(self, "coef_"):
+            return None
+        if not np.array_equal(classes, self.classes_) or self.coef_.shape[1] != n_features:
+            raise ValueError(
+                f"warm_start continues a fit of {self.coef_.shape[1]} features and the classes {list(self.classes_)}; "
+                f"this one has {n_features} features and the classes {list(classes)}. Set warm_start=False."
+            )
+        return self._params()
+
+    def _params(self):
+        """Return `coef_` and `intercept_` as params (n_features + 1, 1, n_classes), float64."""
+        rows = np.column_stack([self.coef_, self.intercept_]).astype(np.float64)
+        if len(self.classes_) == 2:
+            rows = np.concatenate([-rows / 2, rows / 2])
+        return rows.T[:, np.newaxis]
+
+    def _unpack(self, solution, center, classes, dtype):
+        """Set the fitted attributes."""
+        rows = solution.params[:, 0].T.astype(np.float64)
+        if len(classes) == 2:
+            rows = rows[1:] - rows[:1]
+        self._center = center
+        intercept = rows[:, -1] if center is None else rows[:, -1] - rows[:, :-1] @ center
+        self.coef_ = np.ascontiguousarray(rows[:, :-1], dtype)
+        self.intercept_ = intercept.astype(dtype if center is None else np.float64)
+        self.classes_ = classes
+        self.n_iter_ = solution.n_iter
+        self.n_passes_ = float(solution.n_passes[0])
+        self.status_ = Status(int(solution.status[0]))
+        self.objective_ = float(solution.value[0])
+        self.gradient_norm_ = float(solution.gradient_norm[0])
+
+    def _warn_unless_converged(self):
+        if self.gradient_norm_ <= self.tol and self.status_ != Status.ITERATION_LIMIT:
+            return
+        advice = (
+            "Increase max_iter or scale the features."
+            if self.status_ == Status.ITERATION_LIMIT
+            else "Scale the features, give X as float64, or loosen tol."
+        )
+        warnings.warn(
+            f"The fit {self.status_.sentence}. After {self.n_iter_[0]} iterations the largest absolute gradient entry "
+            f"is {self.gradient_norm_:.2e} (tol={self.tol:.2e}). {advice}",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+    def _map_logits(self, X, output):
+        """Return an output of `kernels.cpu.predict` for every sample."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype="numeric", reset=False)
+        dtype = np.result_type(compute_dtype(X.dtype), self.coef_.dtype)
+        backend = get_backend(self.device)
+        params, n_classes = self._params(), len(self.classes_)
+        source = ArraySource(X, np.zeros(len(X), np.uint8), None, dtype, center=self._center)
+        if self._center is not None:
+            params[-1] += np.tensordot(self._center, params[:-1], axes=1)
+        plan = plan_pass(
+            *(*X.shape, 1, n_classes, dtype, backend.facts()),
+            is_direct=source.is_direct,
+            budget_bytes=self.memory_budget,
+        )
+        is_index = output == "classes"
+        out = np.empty(len(X), np.min_scalar_type(n_classes)) if is_index else np.empty((len(X), n_classes), dtype)
+        backend.predict(source, plan, params, output, out)
+        return out
+
+
+@contextmanager
+def _unchanged_on_failure(estimator: BaseEstimator) -> Iterator[None]:
+    """Restore the estimator's attributes if anything is raised, Ctrl-C included."""
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise

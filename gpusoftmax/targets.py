@@ -1,0 +1,62 @@
+"""From what users call y to what kernels call targets: class indices or soft targets, checked block by block."""
+
+import numpy as np
+
+BLOCK_ROWS = 1 << 16
+
+
+def encode_labels(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct labels, ascending, and each row's index among them in the smallest integer dtype.
+
+    Parameters
+    ----------
+    y : array of shape (n_rows,), any dtype whose values can be ordered
+
+    Raises
+    ------
+    TypeError
+        Some labels cannot be ordered.
+    """
+    blocks = [y[start : start + BLOCK_ROWS] for start in range(0, len(y), BLOCK_ROWS)]
+    try:
+        classes = np.unique(np.concatenate([np.unique(block) for block in blocks]))
+    except TypeError as error:
+        kinds = sorted({type(label).__name__ for label in y})
+        raise TypeError(
+            f"The labels cannot be ordered: y holds values of type {', '.join(kinds)}. Give labels of one type, "
+            "for instance y.astype(str)."
+        ) from error
+    indices = np.empty(len(y), np.min_scalar_type(len(classes)))
+    for start, block in zip(range(0, len(y), BLOCK_ROWS), blocks, strict=True):
+        indices[start : start + BLOCK_ROWS] = np.searchsorted(classes, block)
+    return classes, indices
+
+
+def check_class_indices(targets: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return class indices in the smallest dtype, or raise ValueError unless all are integers in [0, n_classes)."""
+    if targets.dtype.kind not in "iu":
+        raise ValueError(f"Class indices must be integers, got dtype {targets.dtype}.")
+    if targets.size and (targets.min() < 0 or targets.max() >= n_classes):
+        raise ValueError(
+            f"Class indices must lie in [0, {n_classes}), got values from {targets.min()} to {targets.max()}."
+        )
+    return targets.astype(np.min_scalar_type(n_classes), copy=False)
+
+
+def check_soft_targets(targets: np.ndarray) -> None:
+    """Raise ValueError unless every row is a distribution over the classes.
+
+    Sums may differ from one by what rounding in the targets' own dtype explains.
+    """
+    floating = targets.dtype if targets.dtype.kind == "f" else np.dtype(np.float64)
+    tolerance = max(64 * np.finfo(floating).eps, 1e-6)
+    for start in range(0, len(targets), BLOCK_ROWS):
+        block = targets[start : start + BLOCK_ROWS]
+        is_wrong = (block < 0).any(axis=1) | ~(np.abs(block.sum(axis=1, dtype=np.float64) - 1) <= tolerance)
+        if is_wrong.any():
+            row = int(is_wrong.argmax())
+            raise ValueError(
+                f"Soft targets must be non-negative and sum to one in every row: row {start + row} has smallest entry "
+                f"{block[row].min():.6g} and sum {block[row].sum(dtype=np.float64):.6g}. "
+                "Divide each row by its sum, or give labels as a one-dimensional y."
+            )
