@@ -4,11 +4,13 @@
 threads or streams; what happens to one block is a kernel's affair.
 """
 
+import functools
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -43,6 +45,9 @@ class Backend(Protocol):
     def facts(self) -> DeviceFacts:
         """Return what a plan needs to know."""
 
+    def session(self, plan: Plan) -> AbstractContextManager:
+        """Return what a fit holds of the device from its first pass to its last."""
+
     def to_device(self, array, dtype=None):
         """Return `array` on the device."""
 
@@ -63,8 +68,14 @@ class NumpyBackend:
 
     def facts(self) -> DeviceFacts:
         """As many threads as the BLAS at hand would use, so that its environment variables and limits are ours."""
-        blas = [pool.num_threads for pool in ThreadpoolController().select(user_api="blas").lib_controllers]
-        return DeviceFacts(n_threads=max(blas, default=os.cpu_count() or 1))
+        return DeviceFacts(n_threads=_one_blas_thread.count())
+
+    def session(self, plan: Plan) -> AbstractContextManager:
+        """Hold BLAS to one thread where the plan has threads of its own.
+
+        A BLAS thread that has just worked spins for milliseconds in wait of more, on a core that ours need.
+        """
+        return _one_blas_thread if plan.n_threads > 1 else nullcontext()
 
     def to_device(self, array, dtype=None) -> np.ndarray:
         return np.asarray(array, dtype)
@@ -177,29 +188,45 @@ class _Lanes:
         return states
 
 
-class _OneBlasThread:
-    """Holds BLAS to one thread while any pass runs; the last of several concurrent passes gives its threads back."""
+class _BlasThreads:
+    """The threads of the process's BLAS, held to one within a `with` block.
+
+    Several passes may be inside at once, from several Python threads: the last to leave gives the threads back.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._n_users = 0
-        self._controller: ThreadpoolController | None = None
+        self._n_threads = 0
+
+    @functools.cached_property
+    def _controller(self) -> ThreadpoolController:
+        return ThreadpoolController()  # finding the libraries takes milliseconds
+
+    def count(self) -> int:
+        """Return how many threads BLAS uses when it is not held."""
+        with self._lock:
+            return self._n_threads if self._n_users else self._current()
+
+    def _current(self) -> int:
+        blas = self._controller.select(user_api="blas").lib_controllers
+        return max((library.num_threads for library in blas), default=os.cpu_count() or 1)
 
     def __enter__(self) -> None:
         with self._lock:
-            self._n_users += 1
-            if self._n_users == 1:
-                self._controller = self._controller or ThreadpoolController()  # finding libraries takes milliseconds
+            if self._n_users == 0:
+                self._n_threads = self._current()
                 self._limit = self._controller.limit(limits=1, user_api="blas")
+            self._n_users += 1
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         with self._lock:
             self._n_users -= 1
             if self._n_users == 0:
                 self._limit.restore_original_limits()
 
 
-_one_blas_thread = _OneBlasThread()
+_one_blas_thread = _BlasThreads()
 
 
 def get_backend(device: str) -> Backend:

@@ -50,7 +50,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         Targets become ``(1 - label_smoothing) · t + label_smoothing / n_classes``.
     tol : float, default=1e-4
         The fit ends when the largest absolute entry of the gradient is at most `tol` and the objective is estimated to
-        lie within a relative ``1e-3 · tol`` of its minimum.
+        lie within a relative ``3e-4 · tol`` of its minimum.
     max_iter : int, default=1000
     warm_start : bool, default=False
         Start from the coefficients of the previous fit.

@@ -187,12 +187,12 @@ def plan_pass(
         budget_bytes=budget_bytes,
         reserved_bytes=reserved_bytes,
     )
-    return plan if budget_bytes is None else _shrink(plan)
+    return plan if budget_bytes is None else _shrink(plan, budget_bytes)
 
 
-def _shrink(plan: Plan) -> Plan:
+def _shrink(plan: Plan, budget_bytes: int) -> Plan:
     """Give up stacked blocks, then rows of a block, then threads, until the workspace fits."""
-    while plan.workspace_bytes + plan.reserved_bytes > plan.budget_bytes:
+    while plan.workspace_bytes + plan.reserved_bytes > budget_bytes:
         if plan.task_rows > plan.block_rows:
             half = plan.task_rows // 2
             plan = replace(plan, task_rows=max(half - half % plan.block_rows, plan.block_rows))
@@ -202,7 +202,7 @@ def _shrink(plan: Plan) -> Plan:
             plan = replace(plan, n_threads=max(1, plan.n_threads // 2), n_lanes=max(1, plan.n_threads // 2))
         else:
             raise WorkspaceError(
-                f"memory_budget={plan.budget_bytes} bytes is too small for one row of {plan.n_features} features, "
+                f"memory_budget={budget_bytes} bytes is too small for one row of {plan.n_features} features, "
                 f"{plan.n_problems} problems and {plan.n_classes} classes: "
                 f"give at least memory_budget={plan.workspace_bytes + plan.reserved_bytes}."
             )

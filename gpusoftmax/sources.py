@@ -99,8 +99,9 @@ class ArraySource:
 
     def select(self, active: np.ndarray) -> Self:
         """Return this source with the weights of the problems in `active` only."""
-        is_shared = self.weights is None or self.weights.shape[1] == 1
-        return self if is_shared else replace(self, weights=self.weights[:, active])
+        if self.weights is None or self.weights.shape[1] == 1:
+            return self
+        return replace(self, weights=self.weights[:, active])
 
 
 def sample_rows(n_rows: int, n_sample: int, seed: int) -> np.ndarray:

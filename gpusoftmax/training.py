@@ -114,7 +114,8 @@ def train(
         label_smoothing=training.label_smoothing,
         metric_rows=MetricRows(metric_plan, rows, feature_scale(low, high)),
     )
-    return solver.minimize(objective, params, callback), center
+    with backend.session(plan):
+        return solver.minimize(objective, params, callback), center
 
 
 def find_center(low: np.ndarray, high: np.ndarray) -> np.ndarray | None:

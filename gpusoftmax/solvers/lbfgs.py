@@ -17,7 +17,7 @@ from gpusoftmax.solvers.line_search import Bracket, is_acceptable, is_too_short,
 
 MAX_TRIALS = 30  # of one line search
 MAX_STALLED = 6  # steps in a row that lowered neither the objective nor its estimated remaining decrease
-DECREASE_PER_TOL = 1e-3  # relative remaining decrease that goes with tol: 1e-7 at scikit-learn's 1e-4
+DECREASE_PER_TOL = 3e-4  # relative remaining decrease that goes with tol: 3e-8 at scikit-learn's 1e-4
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LBFGS:
     tol : float
         A problem has converged when its largest absolute gradient entry is at most `tol` *and* its estimated remaining
         decrease, half the squared gradient norm in the inverse Hessian's estimate, is at most
-        ``1e-3 · tol · max(|value|, tol)``: equal gradients are not equal objectives.
+        ``3e-4 · tol · max(|value|, tol)``: equal gradients are not equal objectives.
     max_iter : int
         Most steps a problem may take.
     n_pairs : int
@@ -40,9 +40,9 @@ class LBFGS:
 
     tol: float = 1e-4
     max_iter: int = 1000
-    n_pairs: int = 12
+    n_pairs: int = 16
     first_refresh: int = 6
-    refresh_growth: float = 1.6
+    refresh_growth: float = 2.0
 
     def minimize(self, objective: Objective, params, callback: Callback | None = None) -> Solution:
         """Minimise every problem's objective from `params`, which are not modified."""
@@ -90,9 +90,23 @@ class _Pairs:
         D = np.diagonal(self.SY, axis1=1, axis2=2)
         R += (self.age == 0)[:, :, np.newaxis] * np.eye(R.shape[1])
         a = _solve(R, _products(self.S, g))
-        Hg = apply_metric(g - _combine(self.Y, a))
+        Hg = self.metric_scale(apply_metric)[:, np.newaxis].astype(g.dtype) * apply_metric(g - _combine(self.Y, a))
         Hg += _combine(self.S, _solve(R.transpose(0, 2, 1), D * a - _products(self.Y, Hg)))
         return Hg
+
+    def metric_scale(self, apply_metric: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return what to multiply the metric by, given the curvature along each problem's newest step.
+
+        The classical scale sᵀy / yᵀHy trusts that one step alone, no scale trusts the metric alone; their geometric
+        mean needed fewest passes on every data set tried. It keeps unit steps acceptable.
+        """
+        problems = np.arange(len(self.age))
+        newest = self.age.argmax(axis=1)
+        y = self.Y[problems, newest]
+        curvature = _dot(y, apply_metric(y))
+        is_known = (self.age.any(axis=1)) & (curvature > 0)
+        ratio = np.divide(self.SY[problems, newest, newest], curvature, out=np.ones(len(y)), where=is_known)
+        return np.sqrt(ratio)
 
     def forget(self, problems: np.ndarray) -> None:
         """Drop the pairs of some problems."""

@@ -29,16 +29,18 @@ class Bracket:
 
 
 def is_acceptable(bracket: Bracket, step, value, slope, noise: float):
-    """Say which steps may be taken: Armijo, or approximate Wolfe where the decrease drowns in rounding.
+    """Say which steps may be taken: those whose decrease the value shows, or the slope.
 
-    The second (Hager & Zhang 2005, SIAM J. Optim. 16, 170-192) tests slopes, which keep their accuracy near the
-    minimum, and lets the value rise by no more than ``noise · |value|``. A value that is not finite is never accepted.
+    Values tell apart two points only as long as their difference exceeds their rounding; slopes keep their accuracy
+    near the minimum. So a step passes by Armijo's rule, or by approximate Wolfe (Hager & Zhang 2005, SIAM J. Optim. 16,
+    170-192), which lets the value rise by ``noise · |value|``, or because the line still falls at its end: a convex
+    function has then fallen by ``step · |slope|`` at least. What is not finite is never accepted.
     """
     armijo = value <= bracket.value + SUFFICIENT_DECREASE * step * bracket.slope
     flat = (value <= bracket.value + noise * np.abs(bracket.value)) & (
         slope <= (2 * SUFFICIENT_DECREASE - 1) * bracket.slope
     )
-    return np.isfinite(value) & np.isfinite(slope) & (armijo | flat)
+    return np.isfinite(value) & np.isfinite(slope) & (armijo | flat | (slope <= 0))
 
 
 def is_too_short(bracket: Bracket, slope):
