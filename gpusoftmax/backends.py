@@ -71,11 +71,11 @@ class NumpyBackend:
         return DeviceFacts(n_threads=_one_blas_thread.count())
 
     def session(self, plan: Plan) -> AbstractContextManager:
-        """Hold BLAS to one thread where the plan has threads of its own.
+        """Hold BLAS to one thread, unless the plan leaves the threads to it.
 
         A BLAS thread that has just worked spins for milliseconds in wait of more, on a core that ours need.
         """
-        return _one_blas_thread if plan.n_threads > 1 else nullcontext()
+        return nullcontext() if plan.is_blas_threaded else _one_blas_thread
 
     def to_device(self, array, dtype=None) -> np.ndarray:
         return np.asarray(array, dtype)

@@ -16,6 +16,7 @@ ROWS_FIRST_COLUMNS = 64  # narrower logits are computed row-major and transposed
 LANES_PER_THREAD = 4  # independent partial sums: enough to share work evenly, few enough to add up for nothing
 SMALL_GRADIENT_BYTES = 1 << 18  # up to here a lane's gradient is nothing beside the caches
 WIDE_BLOCK_BYTES = 2 << 20  # logits of one block of a wide problem
+SMALL_PASS_FLOPS = 20_000_000  # a millisecond's work: handing it to a second thread costs as much as it saves
 SHARED_GRADIENT_BYTES = 24 << 20  # gradients of all threads together, beyond which BLAS gets the threads instead
 METRIC_ROWS = 20_000  # fewer sampled rows made the metric much worse
 METRIC_ROWS_PER_FEATURE = 12
@@ -50,6 +51,7 @@ class Plan:
     task_rows: int
     n_lanes: int
     n_threads: int
+    is_blas_threaded: bool
     is_rows_first: bool
     is_soft: bool
     is_direct: bool
@@ -113,7 +115,7 @@ class Plan:
     def explain(self) -> str:
         """Return the choices in words."""
         order = "row-major, then transposed" if self.is_rows_first else "class-major"
-        threads = f"{self.n_threads} threads" if self.n_threads > 1 else "1 thread, BLAS free to use more"
+        threads = f"{self.n_threads} thread{'s' * (self.n_threads > 1)}" + ", BLAS with its own" * self.is_blas_threaded
         return (
             f"{self.n_rows:,} rows in {self.n_tasks:,} tasks of {self.task_rows:,} "
             f"({self.block_rows:,} rows a block), {self.n_lanes} lanes on {threads}; "
@@ -162,9 +164,9 @@ def plan_pass(
         block, stack = min(1024, max(128, WIDE_BLOCK_BYTES // (columns * size))), 1
     is_gradient_small = n_features * columns * 8 <= SMALL_GRADIENT_BYTES
     gradient_dtype = np.dtype(np.float64) if is_gradient_small else dtype
-    n_threads = facts.n_threads
-    if 2 * n_threads * n_features * columns * size > SHARED_GRADIENT_BYTES:
-        n_threads = 1
+    is_blas_threaded = 2 * facts.n_threads * n_features * columns * size > SHARED_GRADIENT_BYTES
+    is_small = 4 * n_rows * n_features * columns <= SMALL_PASS_FLOPS
+    n_threads = 1 if is_small or is_blas_threaded else facts.n_threads
     n_tasks = -(-n_rows // (block * stack))
     n_threads = min(n_threads, n_tasks)
     n_lanes = min(n_threads * LANES_PER_THREAD if n_threads > 1 and is_gradient_small else n_threads, n_tasks)
@@ -180,6 +182,7 @@ def plan_pass(
         task_rows=min(block * stack, n_rows),
         n_lanes=n_lanes,
         n_threads=n_threads,
+        is_blas_threaded=is_blas_threaded,
         is_rows_first=columns <= ROWS_FIRST_COLUMNS,
         is_soft=is_soft,
         is_direct=is_direct,

@@ -40,17 +40,19 @@ class KroneckerMetric:
 
         A constant over classes moves no logits apart, so that direction is projected out.
         """
-        shape = gradient.shape
-        centred = gradient - gradient.mean(axis=2, keepdims=True)
-        inner = self._features(centred.reshape(len(centred), -1), transpose=True).reshape(shape).transpose(1, 0, 2)
+        n_rows, n_problems, n_classes = gradient.shape
+        wide = (gradient - gradient.mean(axis=2, keepdims=True)).reshape(n_rows, -1)
+        by_problem = self._features(wide, transpose=True).reshape(gradient.shape).transpose(1, 0, 2)
+        del wide
         if self.classes is not None:
-            inner = inner @ self.classes
-        inner = inner / self.curvature
+            by_problem = by_problem @ self.classes
+        by_problem /= self.curvature
         if self.classes is not None:
-            inner = inner @ self.classes.transpose(0, 2, 1)
-        outer = self._features(inner.transpose(1, 0, 2).reshape(len(centred), -1), transpose=False).reshape(shape)
-        outer -= outer.mean(axis=2, keepdims=True)
-        return outer
+            by_problem = by_problem @ self.classes.transpose(0, 2, 1)
+        wide = by_problem.transpose(1, 0, 2).reshape(n_rows, n_problems * n_classes)
+        direction = self._features(wide, transpose=False).reshape(gradient.shape)
+        direction -= direction.mean(axis=2, keepdims=True)
+        return direction
 
     def _features(self, wide, transpose: bool):
         if self.features.ndim == 1:
@@ -69,7 +71,7 @@ def kronecker_metric(gram, classes, weight, strength, scale, *, has_intercept, d
     Parameters
     ----------
     gram : array of shape (n_features + 1, n_features + 1), or its diagonal
-        Summed curvature of features multiplied by `scale`.
+        Summed curvature of features multiplied by `scale`; overwritten.
     classes : array of shape (n_problems, n_classes, n_classes), or its diagonals
     weight, strength : arrays of shape (n_problems,)
         Total weight of the rows summed, and each problem's penalty.
@@ -79,7 +81,6 @@ def kronecker_metric(gram, classes, weight, strength, scale, *, has_intercept, d
     n_passes : float
     """
     tiny = np.finfo(np.float64).tiny
-    A = gram / max(gram[-1, -1] if gram.ndim == 2 else gram[-1], tiny)
     B = classes / np.maximum(weight, tiny).reshape(-1, *(1,) * (classes.ndim - 1))
     n_classes = B.shape[-1]
     if B.ndim == 3:
@@ -92,26 +93,44 @@ def kronecker_metric(gram, classes, weight, strength, scale, *, has_intercept, d
     positive = strength[strength > 0]
     reference = float(np.exp(np.log(positive).mean())) if len(positive) else 0.0
     penalty = np.append(reference * scale**2, 0.0)
-    T, share = _feature_basis(level * A, penalty, ridge=32 * np.finfo(dtype).eps)
-    T = np.append(scale, float(has_intercept))[(slice(None),) + (np.newaxis,) * (T.ndim - 1)] * T
+    gram *= level / max(gram.flat[-1], tiny)
+    T, share = _feature_basis(gram, penalty, ridge=max(32 * np.finfo(dtype).eps, 1e-11))
+    units = np.append(scale, float(has_intercept))
+    T *= units if T.ndim == 1 else units[:, np.newaxis]
     penalised = strength / reference if reference else strength
     curvature = (np.maximum(sigma, 0) / level)[:, np.newaxis, :] * share[:, np.newaxis]
     curvature += penalised[:, np.newaxis, np.newaxis] * (1 - share)[:, np.newaxis]
     np.maximum(curvature, FLOOR, out=curvature)
-    return KroneckerMetric(T.astype(dtype), U, curvature.astype(dtype), n_passes)
+    return KroneckerMetric(T.astype(dtype, copy=False), U, curvature.astype(dtype), n_passes)
 
 
 def _feature_basis(A, penalty, ridge):
     """Return T and `share` with ``Tᵀ A T = diag(share)`` and ``Tᵀ (A + diag(penalty)) T = I``, up to the ridge.
 
     Solving against the sum of both, scaled to a unit diagonal, is accurate whichever of the two dominates a feature.
+    Overwrites A, and makes two more matrices of its size.
     """
     diagonal = (np.diagonal(A) if A.ndim == 2 else A) + penalty
     unit = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
     if A.ndim == 1:
         return unit, np.clip(unit**2 * A, 0, 1)
-    scaled = unit[:, np.newaxis] * A * unit
-    both = scaled + np.diag(unit**2 * penalty)
-    both[np.diag_indices_from(both)] += ridge
-    share, T = scipy.linalg.eigh(scaled, both, overwrite_a=True, overwrite_b=True, check_finite=False)
-    return unit[:, np.newaxis] * T, np.clip(share, 0, 1)
+    A *= unit
+    A *= unit[:, np.newaxis]
+    L = _cholesky(A, unit**2 * penalty + ridge)
+    whitened = scipy.linalg.solve_triangular(L, A.T, lower=True, overwrite_b=True, check_finite=False)
+    whitened = scipy.linalg.solve_triangular(L, whitened.T, lower=True, overwrite_b=True, check_finite=False)
+    share, Q = scipy.linalg.eigh(whitened, driver="evr", overwrite_a=True, check_finite=False)
+    T = scipy.linalg.solve_triangular(L, Q, lower=True, trans="T", overwrite_b=True, check_finite=False)
+    T *= unit[:, np.newaxis]
+    return T, np.clip(share, 0, 1)
+
+
+def _cholesky(A, diagonal):
+    """Return the lower Cholesky factor of ``A + diag(diagonal)``, with more on the diagonal where rounding asks."""
+    while True:
+        both = A.copy(order="F")
+        both[np.diag_indices_from(both)] += diagonal
+        try:
+            return scipy.linalg.cholesky(both, lower=True, overwrite_a=True, check_finite=False)
+        except scipy.linalg.LinAlgError:
+            diagonal = 100 * diagonal

@@ -140,6 +140,7 @@ class _Run:
         self.objective = objective
         self.noise = 10 * float(np.finfo(params.dtype).eps)
         self.n_evaluations = 0
+        self.metric: Metric | None = None
         self.refresh_at = solver.first_refresh
         self.refresh_interval = float(solver.first_refresh)
         n_problems = params.shape[1]
@@ -194,7 +195,8 @@ class _Run:
         return rows.reshape(-1, n_rows, n_classes).transpose(1, 0, 2)
 
     def refresh_metric(self) -> None:
-        self.metric: Metric = self.objective.metric(self.to_params(self.state.x))
+        self.metric = None  # its memory serves to make the next
+        self.metric = self.objective.metric(self.to_params(self.state.x))
         self.solution.n_passes[self.state.problem] += self.metric.n_passes
 
     def apply_metric(self, rows: np.ndarray) -> np.ndarray:
@@ -292,7 +294,7 @@ class _Run:
         self.state = _select(self.state, kept)
         if kept.size:
             self.objective = self.objective.select(kept)
-            if hasattr(self, "metric"):
+            if self.metric is not None:
                 self.metric = self.metric.select(kept)
 
     def record(self, status: np.ndarray) -> None:
