@@ -26,6 +26,7 @@ class FusedPass(Protocol):
     """A plan bound to a source: every evaluation is one pass over the rows, in buffers allocated once."""
 
     n_rows: int
+    dtype: np.dtype
 
     def loss_and_gradient(self, params, label_smoothing: float):
         """Return summed losses (n_problems,) in float64 and the gradient's sums, like `params`."""
@@ -111,6 +112,7 @@ class NumpyPass:
         self.source = source
         self.plan = plan
         self.n_rows = plan.n_rows
+        self.dtype = plan.dtype
         self._lanes = _Lanes(plan)
 
     def loss_and_gradient(self, params: np.ndarray, label_smoothing: float):

@@ -49,6 +49,11 @@ class SoftmaxObjective:
     label_smoothing: float
     metric_rows: MetricRows
 
+    @property
+    def precision(self) -> float:
+        """Relative rounding error of the pass's arithmetic."""
+        return float(np.finfo(self.fused_pass.dtype).eps)
+
     def value_and_grad(self, params):
         """Evaluate every problem's objective and gradient in one pass over the rows.
 
@@ -82,6 +87,7 @@ class SoftmaxObjective:
             sample.scale,
             has_intercept=self.has_intercept,
             dtype=params.dtype,
+            precision=self.precision,
             n_passes=len(sample.rows) / self.fused_pass.n_rows,
         )
 

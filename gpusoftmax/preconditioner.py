@@ -12,6 +12,8 @@ from typing import Self
 import numpy as np
 import scipy.linalg
 
+from gpusoftmax.exceptions import NonFiniteError
+
 FLOOR = 1e-9  # of the metric's unit diagonal: directions that neither data nor penalty determine
 
 
@@ -65,7 +67,9 @@ class KroneckerMetric:
         return replace(self, classes=classes, curvature=self.curvature[active])
 
 
-def kronecker_metric(gram, classes, weight, strength, scale, *, has_intercept, dtype, n_passes) -> KroneckerMetric:
+def kronecker_metric(
+    gram, classes, weight, strength, scale, *, has_intercept, dtype, precision, n_passes
+) -> KroneckerMetric:
     """Diagonalise ``B_p ⊗ A + strength_p · R``.
 
     Parameters
@@ -78,8 +82,17 @@ def kronecker_metric(gram, classes, weight, strength, scale, *, has_intercept, d
     scale : array of shape (n_features,)
     has_intercept : bool
     dtype : dtype of the params that the metric will be applied to
+    precision : float
+        Relative rounding error of the sums.
     n_passes : float
+
+    Raises
+    ------
+    NonFiniteError
+        The sums are not finite.
     """
+    if not (np.isfinite(gram).all() and np.isfinite(classes).all()):
+        raise NonFiniteError("The curvature of the objective left the range of its dtype: rescale the features.")
     tiny = np.finfo(np.float64).tiny
     B = classes / np.maximum(weight, tiny).reshape(-1, *(1,) * (classes.ndim - 1))
     n_classes = B.shape[-1]
@@ -94,7 +107,7 @@ def kronecker_metric(gram, classes, weight, strength, scale, *, has_intercept, d
     reference = float(np.exp(np.log(positive).mean())) if len(positive) else 0.0
     penalty = np.append(reference * scale**2, 0.0)
     gram *= level / max(gram.flat[-1], tiny)
-    T, share = _feature_basis(gram, penalty, ridge=max(32 * np.finfo(dtype).eps, 1e-11))
+    T, share = _feature_basis(gram, penalty, ridge=max(32 * precision, 1e-11))
     units = np.append(scale, float(has_intercept))
     T *= units if T.ndim == 1 else units[:, np.newaxis]
     penalised = strength / reference if reference else strength

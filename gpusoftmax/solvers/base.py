@@ -25,6 +25,10 @@ class Metric(Protocol):
 class Objective(Protocol):
     """Functions of ``params`` (n_features + 1, n_problems, n_classes), one per problem, evaluated together."""
 
+    @property
+    def precision(self) -> float:
+        """Relative rounding error of the arithmetic behind values and gradients, which may be coarser than params'."""
+
     def value_and_grad(self, params):
         """Return values (n_problems,) in float64 and the gradient, of the shape and dtype of `params`."""
 

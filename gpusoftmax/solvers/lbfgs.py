@@ -138,7 +138,7 @@ class _Run:
     def __init__(self, solver: LBFGS, objective: Objective, params):
         self.solver = solver
         self.objective = objective
-        self.noise = 10 * float(np.finfo(params.dtype).eps)
+        self.noise = 10 * objective.precision
         self.n_evaluations = 0
         self.metric: Metric | None = None
         self.refresh_at = solver.first_refresh
@@ -200,6 +200,7 @@ class _Run:
         self.solution.n_passes[self.state.problem] += self.metric.n_passes
 
     def apply_metric(self, rows: np.ndarray) -> np.ndarray:
+        assert self.metric is not None  # made before the first direction is
         return _to_rows(self.metric.apply(self.to_params(rows)))
 
     def advance(self) -> None:
