@@ -1,0 +1,28 @@
+"""What several test files share: the float64 oracle of a fit."""
+
+import numpy as np
+import pytest
+
+from gpusoftmax.kernels import reference
+
+
+@pytest.fixture
+def largest_gradient():
+    """Return a function that recomputes a fit's largest gradient entry in float64, from its public attributes."""
+
+    def measure(clf, X, y, sample_weight=None):
+        X, y = np.asarray(X, np.float64), np.asarray(y)
+        n_classes = len(clf.classes_)
+        targets = y if y.ndim == 2 else np.searchsorted(clf.classes_, y)
+        weights = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+        rows = np.column_stack([clf.coef_, clf.intercept_]).astype(np.float64)
+        strength = 1 / (clf.C * weights.sum())
+        if n_classes == 2:  # two columns that differ by scikit-learn's one
+            rows, strength = np.concatenate([-rows, rows]) / 2, 2 * strength
+        params = rows.T[:, np.newaxis]
+        gradient = reference.loss_and_gradient(X, targets, weights[:, np.newaxis], params, clf.label_smoothing)[1]
+        gradient /= weights.sum()
+        gradient[:-1] += strength * params[:-1]
+        return np.abs(gradient if clf.fit_intercept else gradient[:-1]).max()
+
+    return measure

@@ -1,0 +1,284 @@
+"""A pytest plugin that points scikit-learn's own tests of LogisticRegression at SoftmaxRegression.
+
+    pytest -p sklearn_dropin --listed sklearn_allowed.txt --pyargs sklearn.linear_model.tests.test_logistic
+
+`--listed` runs the tests that the file names and no other. `--sabotaged` breaks the adapter for each of them in the way
+that heads its section of the file: every one must then fail, or it would check nothing of ours. `--sabotage NAME` breaks
+it in one way for all: so a test's section is found. `test_sklearn_own_tests.py` does the first two, out of reach of the
+pytest configuration of this project.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.linear_model
+from scipy.sparse import issparse
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import get_tags
+
+from gpusoftmax import SoftmaxRegression
+
+SMOOTH_SOLVERS = {"lbfgs", "newton-cg", "newton-cholesky", "sag", "saga"}  # their one minimum is ours
+
+
+class LogisticRegression(SoftmaxRegression):
+    """SoftmaxRegression behind LogisticRegression's signature.
+
+    What SoftmaxRegression cannot do raises NotImplementedError, which no test of scikit-learn's expects: the test fails
+    and cannot be listed.
+    """
+
+    def __init__(
+        self,
+        penalty="deprecated",
+        *,
+        C=1.0,
+        l1_ratio=0.0,
+        dual=False,
+        tol=1e-4,
+        fit_intercept=True,
+        intercept_scaling=1,
+        class_weight=None,
+        random_state=None,
+        solver="lbfgs",
+        max_iter=100,
+        verbose=0,
+        warm_start=False,
+        n_jobs=None,
+    ):
+        super().__init__(
+            C=C,
+            fit_intercept=fit_intercept,
+            class_weight=class_weight,
+            tol=tol,
+            max_iter=max_iter,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.penalty = penalty
+        self.l1_ratio = l1_ratio
+        self.dual = dual
+        self.intercept_scaling = intercept_scaling
+        self.solver = solver
+        self.n_jobs = n_jobs
+
+    def fit(self, X, y, sample_weight=None):
+        self._refuse_what_is_not_ours()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            super().fit(self._dense(X), y, sample_weight)
+        for warning in caught:
+            warnings.warn(_in_their_words(warning), warning.category, stacklevel=2)
+        return self
+
+    def predict(self, X):
+        return super().predict(self._dense(X))
+
+    def predict_proba(self, X):
+        return super().predict_proba(self._dense(X))
+
+    def predict_log_proba(self, X):
+        return super().predict_log_proba(self._dense(X))
+
+    def decision_function(self, X):
+        return super().decision_function(self._dense(X))
+
+    def _refuse_what_is_not_ours(self):
+        # liblinear penalises the intercept: without one it solves our problem.
+        has_our_minimum = self.solver in SMOOTH_SOLVERS or (self.solver == "liblinear" and not self.fit_intercept)
+        ours = {"penalty": "deprecated", "l1_ratio": 0, "dual": False, "intercept_scaling": 1, "n_jobs": None}
+        foreign = {name: value for name, value in self.get_params().items() if ours.get(name, value) != value}
+        if foreign or not has_our_minimum:
+            raise NotImplementedError(f"SoftmaxRegression has no {foreign or self.solver!r}.")
+
+    def _dense(self, X):
+        # Some tests of dense X end with a sparse one. Only they are listed, no test of sparse X itself.
+        return X.toarray() if issparse(X) and not get_tags(self).input_tags.sparse else X
+
+
+def _in_their_words(warning):
+    is_unconverged = issubclass(warning.category, ConvergenceWarning)
+    return f"lbfgs failed to converge: {warning.message}" if is_unconverged else str(warning.message)
+
+
+class NegatedCoefficients(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        super().fit(X, y, sample_weight)
+        self.coef_ *= -1
+        return self
+
+
+class ShiftedCoefficients(LogisticRegression):
+    """The same probabilities from another of the equivalent solutions."""
+
+    def fit(self, X, y, sample_weight=None):
+        super().fit(X, y, sample_weight)
+        self.coef_ += 1e-6
+        return self
+
+
+class WeakPenalty(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        C, self.C = self.C, 2 * self.C
+        super().fit(X, y, sample_weight)
+        self.C = C
+        return self
+
+
+class NoSampleWeights(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        return super().fit(X, y)
+
+
+class NoClassWeights(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        class_weight, self.class_weight = self.class_weight, None
+        super().fit(X, y, sample_weight)
+        self.class_weight = class_weight
+        return self
+
+
+class ScaledWeights(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        super().fit(X, y, sample_weight)
+        if sample_weight is not None:
+            sample_weight *= 2
+        return self
+
+
+class ColdStart(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        if hasattr(self, "coef_"):
+            del self.coef_
+        return super().fit(X, y, sample_weight)
+
+
+class HotStart(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        warm_start, self.warm_start = self.warm_start, True
+        super().fit(X, y, sample_weight)
+        self.warm_start = warm_start
+        return self
+
+
+class NoLimit(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        max_iter, self.max_iter = self.max_iter, 1000
+        super().fit(X, y, sample_weight)
+        self.max_iter = max_iter
+        return self
+
+
+class Silent(LogisticRegression):
+    """Errors become a fit of what is left of the data, warnings nothing."""
+
+    def fit(self, X, y, sample_weight=None):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            X = np.nan_to_num(self._dense(X))
+            return super().fit(X[: len(y)], y[: len(X)], sample_weight)
+
+
+class Noisy(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        warnings.warn("fitted", UserWarning, stacklevel=2)
+        return super().fit(X, y, sample_weight)
+
+
+class DoublePrecision(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        return super().fit(np.asarray(self._dense(X), np.float64), y, sample_weight)
+
+
+class SinglePrecision(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        return super().fit(np.asarray(self._dense(X), np.float32), y, sample_weight)
+
+
+class DriftingWarmStart(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        is_warm = self.warm_start and hasattr(self, "coef_")
+        super().fit(X, y, sample_weight)
+        self.coef_ *= 1.1 if is_warm else 1.0
+        return self
+
+
+class SecondClassOnTies(LogisticRegression):
+    def predict(self, X):
+        return self.classes_[1 - self.predict_proba(X)[:, ::-1].argmax(axis=1)]
+
+
+class UniformProbabilities(LogisticRegression):
+    def predict_proba(self, X):
+        return np.full((len(X), len(self.classes_)), 1 / len(self.classes_))
+
+
+class ShiftedIntercept(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        super().fit(X, y, sample_weight)
+        self.intercept_ += 0.1
+        return self
+
+
+class ScalarCount(LogisticRegression):
+    def fit(self, X, y, sample_weight=None):
+        super().fit(X, y, sample_weight)
+        self.n_iter_ = self.n_iter_[0]
+        return self
+
+
+class FrozenPredictions(LogisticRegression):
+    """Predicts from the fit, whatever is written to its attributes since."""
+
+    def fit(self, X, y, sample_weight=None):
+        super().fit(X, y, sample_weight)
+        self._fitted = self.coef_.copy(), self.intercept_.copy()
+        return self
+
+    def _params(self):
+        if hasattr(self, "_fitted"):
+            self.coef_, self.intercept_ = self._fitted
+        return super()._params()
+
+
+SABOTAGES = {cls.__name__: cls for cls in LogisticRegression.__subclasses__()}
+
+
+def read_listed(path):
+    """Return the listed ids, each with the sabotage that heads its section."""
+    listed, section = {}, None
+    for line in Path(path).read_text().splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line and not line.startswith("#"):
+            listed[line] = section
+    return listed
+
+
+def pytest_addoption(parser):
+    parser.addoption("--listed", type=Path, help="run the tests that this file lists")
+    parser.addoption("--sabotaged", action="store_true", help="break the adapter as each test's section says")
+    parser.addoption("--sabotage", choices=SABOTAGES, help="break the adapter in one way for every test")
+
+
+def pytest_configure(config):
+    sklearn.linear_model.LogisticRegression = LogisticRegression  # before the tests import it
+
+
+def pytest_collection_modifyitems(config, items):
+    if path := config.getoption("listed"):
+        listed = read_listed(path)
+        config.hook.pytest_deselected(items=[item for item in items if item.name not in listed])
+        items[:] = [item for item in items if item.name in listed]
+
+
+@pytest.fixture(autouse=True)
+def _sabotage(request, monkeypatch):
+    name = request.config.getoption("sabotage")
+    if request.config.getoption("sabotaged"):
+        name = read_listed(request.config.getoption("listed"))[request.node.name]
+    if name:
+        monkeypatch.setattr(request.module, "LogisticRegression", SABOTAGES[name])

@@ -1,0 +1,424 @@
+import mpmath
+import numpy as np
+import pytest
+from oracle import (
+    FLOAT32,
+    FLOAT64,
+    ROUNDING,
+    STEP,
+    assert_close,
+    complex_step,
+    hand_plan,
+    make_data,
+    one_hot,
+    summed_losses,
+)
+
+from gpusoftmax.backends import NumpyBackend
+from gpusoftmax.kernels import cpu, reference
+from gpusoftmax.plan import MetricPlan
+from gpusoftmax.sources import ArraySource, Block
+
+DTYPES = [FLOAT64, FLOAT32]
+SHAPES = [  # rows, features, problems, classes
+    (1, 1, 1, 1),
+    (1, 7, 3, 2),
+    (13, 1, 1, 2),
+    (13, 7, 3, 3),
+    (101, 100, 1, 3),
+    (101, 7, 3, 10),
+    (127, 7, 1, 31),
+    (64, 100, 1, 33),
+    (97, 7, 3, 65),
+    (31, 7, 1, 129),
+    (11, 1, 1, 1000),
+    (7, 7, 3, 1000),
+]
+
+
+def poisoned(plan):
+    """Return a workspace whose every entry is NaN: what is read before it is written shows."""
+    work = cpu.Workspace(plan)
+    for buffer in (work.residual, work.scratch, work.gradient, work.rows):
+        if buffer is not None:
+            buffer.fill(np.nan)
+    return work
+
+
+def block_of(data, rows=slice(None)):
+    return Block(data.X[rows], data.targets[rows], None if data.weights is None else data.weights[rows])
+
+
+def run_lanes(plan, data, work, label_smoothing=0.0):
+    """Return the sums of all lanes, added in their order."""
+    total = cpu.Sums(plan)
+    for lane in range(plan.n_lanes):
+        sums = cpu.Sums(plan)
+        for rows in plan.tasks(lane):
+            cpu.loss_and_gradient(block_of(data, rows), data.params, work, sums, label_smoothing)
+        total.add(sums)
+    return total
+
+
+def as_params(sums, params):
+    wide = np.concatenate([sums.gradient.T, sums.intercept[np.newaxis]])
+    return wide.reshape(params.shape)
+
+
+def expected_sums(data, label_smoothing=0.0):
+    return reference.loss_and_gradient(data.X, data.targets, data.full_weights(), data.params, label_smoothing)
+
+
+def put_logits(plan, logits, work):
+    """Write logits (rows, P, K) where `cpu.logits` would leave them, as one block."""
+    z = work.residual[: logits.size].reshape(1, *logits.shape[1:], len(logits))
+    z[0] = logits.transpose(1, 2, 0)
+    return z
+
+
+class TestReference:
+    @pytest.mark.parametrize("targets", ["labels", "soft"])
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+    @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 3, 2, 2), (17, 4, 3, 5)])
+    def test_loss_and_gradient_follow_from_the_definition(self, shape, label_smoothing, targets):
+        data = make_data(*shape, targets=targets, weights="each")
+
+        def losses(params):
+            return summed_losses(data.X, data.targets, data.full_weights(), params, label_smoothing)
+
+        loss, gradient = expected_sums(data, label_smoothing)
+        assert_close(loss, losses(data.params), 1e-13)
+        assert_close(gradient, complex_step(losses, data.params), 1e-12)
+
+    def test_residual_is_weighted_probability_minus_target(self):
+        logits = np.log(np.array([[[0.5, 0.25, 0.25]], [[0.1, 0.2, 0.7]]]))
+        G, loss = reference.residual(logits, np.array([0, 1]), np.array([[2.0], [0.5]]))
+        assert_close(G, [[[-1.0, 0.5, 0.5]], [[0.05, -0.4, 0.35]]], 1e-15)
+        assert_close(loss, [2 * np.log(2) + 0.5 * np.log(5)], 1e-15)
+
+    def test_smoothed_targets(self):
+        assert_close(reference.target_matrix(np.array([1]), 4, 0.2), [[0.05, 0.85, 0.05, 0.05]], 1e-15)
+        soft = np.array([[0.5, 0.5, 0.0, 0.0]])
+        assert_close(reference.target_matrix(soft, 4, 0.2), [[0.45, 0.45, 0.05, 0.05]], 1e-15)
+
+    def test_class_curvature_is_the_hessian_in_the_intercept(self):
+        data = make_data(19, 3, 2, 4, weights="each")
+        _, classes = reference.curvature(data.X, data.full_weights(), data.params)
+        for k in range(4):
+            moved = data.params.astype(complex)
+            moved[-1, :, k] += 1j * STEP
+            _, gradient = reference.loss_and_gradient(data.X, data.targets, data.full_weights(), moved)
+            assert_close(classes[:, k], gradient[-1].imag / STEP, 1e-13)
+
+    def test_feature_curvature_is_the_hessian_summed_over_classes_and_problems(self):
+        data = make_data(19, 3, 2, 4, weights="each")
+        gram, _ = reference.curvature(data.X, data.full_weights(), data.params)
+        expected = np.zeros((4, 4))
+        for d in range(4):
+            for k in range(4):
+                moved = data.params.astype(complex)
+                moved[d, :, k] += 1j * STEP
+                _, gradient = reference.loss_and_gradient(data.X, data.targets, data.full_weights(), moved)
+                expected[d] += gradient[:, :, k].imag.sum(axis=1) / STEP
+        assert_close(gram, expected, 1e-13)
+
+
+class TestLossAndGradient:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("is_rows_first", [True, False], ids=["rows first", "class-major"])
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+    @pytest.mark.parametrize("weights", [None, "shared", "each"])
+    @pytest.mark.parametrize("targets", ["labels", "soft"])
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_equal_the_reference(self, shape, targets, weights, label_smoothing, is_rows_first, dtype):
+        data = make_data(*shape, targets=targets, weights=weights)
+        plan = hand_plan(data, dtype=dtype, block_rows=4, stack=3, is_rows_first=is_rows_first)
+        sums = run_lanes(plan, data.cast(dtype), poisoned(plan), label_smoothing)
+        loss, gradient = expected_sums(data, label_smoothing)
+        assert sums.loss.dtype == np.float64
+        assert_close(sums.loss, loss, ROUNDING[dtype], scale=np.abs(loss).max() + data.full_weights().sum())
+        # Each entry is a sum over the rows of terms of order one that may cancel: rounding goes with their sizes.
+        size = np.abs(data.X).max() * data.full_weights().sum(axis=0).max()
+        assert_close(as_params(sums, data.params), gradient, ROUNDING[dtype], scale=size)
+
+    @pytest.mark.parametrize("block_rows", [1, 2, 7, 12, 13, None])
+    @pytest.mark.parametrize("stack", [1, 2, 5])
+    @pytest.mark.parametrize("n_lanes", [1, 3])
+    @pytest.mark.parametrize("n_rows", [1, 12, 13, 53])
+    def test_no_tail_is_lost_or_counted_twice(self, n_rows, n_lanes, stack, block_rows):
+        data = make_data(n_rows, 3, 2, 4, weights="each")
+        plan = hand_plan(data, block_rows=block_rows, stack=stack, n_lanes=n_lanes)
+        sums = run_lanes(plan, data, poisoned(plan))
+        loss, gradient = expected_sums(data)
+        assert_close(sums.loss, loss, 1e-13)
+        assert_close(as_params(sums, data.params), gradient, 1e-13)
+
+    @pytest.mark.parametrize("order", ["C", "F"])
+    @pytest.mark.parametrize("is_rows_first", [True, False])
+    def test_memory_order_of_the_rows(self, order, is_rows_first):
+        data = make_data(53, 6, 2, 4)
+        X = np.asarray(data.X, order=order)
+        plan = hand_plan(data, block_rows=5, stack=3, is_rows_first=is_rows_first)
+        sums = cpu.Sums(plan)
+        work = poisoned(plan)
+        for rows in plan.tasks(0):
+            cpu.loss_and_gradient(Block(X[rows], data.targets[rows], None), data.params, work, sums, 0.0)
+        assert_close(as_params(sums, data.params), expected_sums(data)[1], 1e-13)
+
+    @pytest.mark.parametrize("label_dtype", [np.uint8, np.uint16, np.int32, np.int64])
+    def test_label_dtype_does_not_limit_offsets(self, label_dtype):
+        # 300 rows of 129 classes: flat offsets beyond what uint8 and uint16 hold.
+        data = make_data(701, 2, 1, 129)
+        plan = hand_plan(data)
+        sums = cpu.Sums(plan)
+        block = Block(data.X, data.targets.astype(label_dtype), None)
+        cpu.loss_and_gradient(block, data.params, poisoned(plan), sums, 0.0)
+        assert_close(as_params(sums, data.params), expected_sums(data)[1], 1e-13)
+
+    def test_adds_to_the_sums_it_is_given(self):
+        data = make_data(13, 3, 1, 4)
+        plan = hand_plan(data)
+        work, sums = poisoned(plan), cpu.Sums(plan)
+        for _ in range(3):
+            cpu.loss_and_gradient(block_of(data), data.params, work, sums, 0.0)
+        loss, gradient = expected_sums(data)
+        assert_close(sums.loss, 3 * loss, 1e-13)
+        assert_close(as_params(sums, data.params), 3 * gradient, 1e-13)
+
+    def test_inputs_are_not_modified(self):
+        for targets in ("labels", "soft"):
+            data = make_data(13, 3, 2, 4, targets=targets, weights="each")
+            copy = make_data(13, 3, 2, 4, targets=targets, weights="each")
+            plan = hand_plan(data)
+            run_lanes(plan, data, poisoned(plan), 0.3)
+            for given, before in zip(vars(data).values(), vars(copy).values(), strict=True):
+                np.testing.assert_array_equal(given, before)
+
+    def test_sums_are_not_views_of_the_workspace(self):
+        data = make_data(13, 3, 1, 4)
+        plan = hand_plan(data)
+        work = poisoned(plan)
+        sums = run_lanes(plan, data, work)
+        before = as_params(sums, data.params).copy()
+        for buffer in (work.residual, work.scratch, work.gradient):
+            buffer.fill(np.nan)
+        np.testing.assert_array_equal(as_params(sums, data.params), before)
+
+    @pytest.mark.parametrize("n_threads", [1, 3])
+    def test_results_of_a_pass_survive_the_next(self, n_threads):
+        data = make_data(53, 3, 2, 4)
+        plan = hand_plan(data, block_rows=5, n_lanes=n_threads, n_threads=n_threads)
+        fused_pass = NumpyBackend().fused_pass(ArraySource(data.X, data.targets, None, FLOAT64), plan)
+        loss, gradient = fused_pass.loss_and_gradient(data.params, 0.0)
+        loss_before, gradient_before = loss.copy(), gradient.copy()
+        fused_pass.loss_and_gradient(-data.params, 0.0)
+        np.testing.assert_array_equal(loss, loss_before)
+        np.testing.assert_array_equal(gradient, gradient_before)
+
+    def test_float32_sums_do_not_drift(self):
+        # One row many times over: the lane adds up in float64, so that only each block's rounding is left.
+        data = make_data(1, 3, 1, 4)
+        n_blocks = 5000
+        plan = hand_plan(data, dtype=FLOAT32)
+        sums, work, single = cpu.Sums(plan), poisoned(plan), data.cast(FLOAT32)
+        for _ in range(n_blocks):
+            cpu.loss_and_gradient(block_of(single), single.params, work, sums, 0.0)
+        loss, gradient = expected_sums(data)
+        assert_close(sums.loss, n_blocks * loss, 1e-6)
+        assert_close(as_params(sums, data.params), n_blocks * gradient, 1e-6)
+
+
+class TestLogits:
+    @pytest.mark.parametrize("is_rows_first", [True, False])
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_equal_the_reference(self, shape, is_rows_first):
+        data = make_data(*shape)
+        plan = hand_plan(data, is_rows_first=is_rows_first)
+        z = cpu.logits(data.X, data.params, poisoned(plan))
+        assert_close(z[0].transpose(2, 0, 1), reference.logits(data.X, data.params), 1e-13)
+
+    def test_blocks_follow_each_other(self):
+        data = make_data(12, 3, 2, 4)
+        plan = hand_plan(data, block_rows=4, stack=3)
+        z = cpu.logits(data.X, data.params, poisoned(plan))
+        assert z.shape == (3, 2, 4, 4)
+        assert_close(z.transpose(0, 3, 1, 2).reshape(12, 2, 4), reference.logits(data.X, data.params), 1e-13)
+
+
+class TestResidual:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("targets", ["labels", "soft"])
+    @pytest.mark.parametrize("size", [1e4, -1e4, 80.0])
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+    def test_large_logits(self, size, label_smoothing, targets, dtype):
+        data = make_data(41, 2, 2, 5, targets=targets, weights="each").cast(dtype)
+        logits = np.random.default_rng(1).choice([-size, 0.0, size / 2, size], (41, 2, 5)).astype(dtype)
+        plan = hand_plan(data, dtype=dtype)
+        work = poisoned(plan)
+        z = put_logits(plan, logits, work)
+        loss = cpu.residual(z, block_of(data), work, label_smoothing)
+        args = (data.targets, data.full_weights(), label_smoothing)
+        expected, expected_loss = reference.residual(logits.astype(float), *args)
+        assert_close(z[0].transpose(2, 0, 1), expected, ROUNDING[dtype])
+        assert_close(loss, expected_loss, ROUNDING[dtype])
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("weight", [None, 3.0])
+    @pytest.mark.parametrize("n_classes", [2, 3, 33])
+    @pytest.mark.parametrize("lead", [40.0, 5.0, 0.0, -5.0, -40.0])
+    def test_a_sure_model_keeps_relative_precision(self, lead, n_classes, weight, dtype):
+        # At a lead of 40 the probability of the target rounds to one: log y and y - 1 would both be zero.
+        data = make_data(1, 1, 1, n_classes)
+        plan = hand_plan(data, dtype=dtype)
+        work = poisoned(plan)
+        logits = np.full((1, 1, n_classes), 0.5)
+        logits[0, 0, 1] += lead
+        z = put_logits(plan, logits, work)
+        weights = None if weight is None else np.array([[weight]], dtype)
+        loss = cpu.residual(z, Block(data.X.astype(dtype), np.array([1], np.uint8), weights), work, 0.0)
+
+        with mpmath.workdps(60):
+            others = (n_classes - 1) * mpmath.exp(-lead)
+            s = 1 if weight is None else weight
+            expected_loss = float(s * mpmath.log1p(others))
+            at_target = float(-s * others / (1 + others))
+            elsewhere = float(s * mpmath.exp(-lead) / (1 + others))
+        expected = np.full(n_classes, elsewhere)
+        expected[1] = at_target
+        relative = 8 * np.finfo(dtype).eps
+        np.testing.assert_allclose(loss, [expected_loss], rtol=relative)
+        np.testing.assert_allclose(z[0, 0, :, 0], expected, rtol=relative)
+
+    @pytest.mark.parametrize("targets", ["labels", "soft"])
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize("at_target", [True, False])
+    @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # `_Lanes` silences it
+    def test_a_logit_that_is_not_finite_shows_in_its_problem_only(self, at_target, label_smoothing, value, targets):
+        data = make_data(5, 1, 2, 3)
+        labels = np.array([0, 1, 2, 0, 1])
+        plan = hand_plan(data, is_soft=True)
+        work = poisoned(plan)
+        logits = np.random.default_rng(0).normal(size=(5, 2, 3))
+        logits[3, 1, 0 if at_target else 2] = value
+        given = labels if targets == "labels" else one_hot(labels, 3)
+        loss = cpu.residual(put_logits(plan, logits, work), Block(data.X, given, None), work, label_smoothing)
+        assert np.isfinite(loss[0])
+        assert np.isnan(loss[1])
+
+    def test_one_hot_soft_targets_equal_labels(self):
+        data = make_data(31, 2, 2, 5, weights="each")
+        plan = hand_plan(data, is_soft=True)
+        logits = reference.logits(data.X, data.params)
+        residuals, losses = [], []
+        for targets in (data.targets, one_hot(data.targets, 5)):
+            work = poisoned(plan)
+            z = put_logits(plan, logits, work)
+            losses.append(cpu.residual(z, Block(data.X, targets, data.weights), work, 0.25))
+            residuals.append(z.copy())
+        assert_close(*losses, 1e-14)
+        assert_close(*residuals, 1e-14)
+
+    @pytest.mark.parametrize("targets", ["labels", "soft"])
+    def test_rows_sum_to_zero_and_a_constant_changes_nothing(self, targets):
+        data = make_data(31, 2, 2, 5, targets=targets, weights="each")
+        plan = hand_plan(data)
+        logits = reference.logits(data.X, data.params)
+        work, moved_work = poisoned(plan), poisoned(plan)
+        z, moved = put_logits(plan, logits, work), put_logits(plan, logits + 3.0, moved_work)
+        loss = cpu.residual(z, block_of(data), work, 0.1)
+        assert_close(cpu.residual(moved, block_of(data), moved_work, 0.1), loss, 1e-13)
+        assert_close(moved, z, 1e-13)
+        assert np.abs(z.sum(axis=2)).max() < 1e-13
+
+
+class TestPredict:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("is_rows_first", [True, False])
+    @pytest.mark.parametrize("n_classes", [1, 2, 3, 33, 1000])
+    @pytest.mark.parametrize("size", [1.0, 1e4])
+    def test_equals_the_reference(self, size, n_classes, is_rows_first, dtype):
+        data = make_data(12, 3, 1, n_classes)
+        data = (
+            data.cast(dtype)
+            if size == 1
+            else data.__class__(data.X, data.targets, None, size * data.params).cast(dtype)
+        )
+        plan = hand_plan(data, dtype=dtype, block_rows=4, stack=3, is_rows_first=is_rows_first)
+        logits = reference.logits(data.X.astype(float), data.params.astype(float))[:, 0]
+        log_y = reference.log_softmax(logits)
+        off = ROUNDING[dtype] * size  # of the logits themselves, relative to one
+        for output, expected in {"logits": logits, "log_probabilities": log_y, "probabilities": np.exp(log_y)}.items():
+            actual = cpu.predict(cpu.logits(data.X, data.params, poisoned(plan)), output)
+            assert_close(actual, expected, 10 * off, scale=1)
+        picked = cpu.predict(cpu.logits(data.X, data.params, poisoned(plan)), "classes")
+        assert picked.shape == (12,)
+        assert (logits[np.arange(12), picked] >= logits.max(axis=1) - 10 * off).all()
+
+    def test_log_probabilities_stay_finite_where_probabilities_vanish(self):
+        data = make_data(1, 1, 1, 2)
+        plan = hand_plan(data)
+        work = poisoned(plan)
+        z = put_logits(plan, np.array([[[0.0, 1e4]]]), work)
+        assert_close(cpu.predict(z, "log_probabilities"), [[-1e4, 0.0]], 1e-15)
+
+    @pytest.mark.parametrize("output", ["logits", "probabilities", "log_probabilities", "classes"])
+    def test_every_row_lands_in_its_place(self, output):
+        data = make_data(53, 3, 1, 4)
+        plan = hand_plan(data, block_rows=5, stack=2, n_lanes=3, n_threads=3)
+        source = ArraySource(data.X, data.targets, None, FLOAT64)
+        out = np.full(53, -1) if output == "classes" else np.full((53, 4), np.nan)
+        NumpyBackend().predict(source, plan, data.params, output, out)
+        whole = hand_plan(data)
+        expected = cpu.predict(cpu.logits(data.X, data.params, cpu.Workspace(whole)), output)
+        assert_close(out, expected, 1e-13)
+
+
+class TestCurvature:
+    @pytest.mark.parametrize("weights", [None, "shared", "each"])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize(
+        ("is_feature_full", "is_class_full"), [(True, True), (True, False), (False, True), (False, False)]
+    )
+    @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (13, 7, 3, 2), (101, 7, 1, 3), (31, 4, 3, 33)], ids=str)
+    def test_equals_the_reference(self, shape, is_feature_full, is_class_full, dtype, weights):
+        data = make_data(*shape, weights=weights)
+        scale = np.exp2(np.random.default_rng(0).integers(-3, 4, shape[1])).astype(float)
+        plan = MetricPlan(shape[0], 5, is_feature_full, is_class_full, 0)
+        sums = cpu.CurvatureSums(*shape[1:], plan)
+        single = data.cast(dtype)
+        for start in range(0, shape[0], 5):
+            cpu.curvature(block_of(single, slice(start, start + 5)), single.params, scale, sums)
+        same_logits = data.params / np.append(scale, 1)[:, np.newaxis, np.newaxis]
+        gram, classes = reference.curvature(data.X * scale, data.full_weights(), same_logits)
+        size = np.abs(gram).max() + shape[0]
+        assert_close(sums.gram, gram if is_feature_full else np.diagonal(gram), ROUNDING[dtype], scale=size)
+        diagonals = np.diagonal(classes, axis1=1, axis2=2)
+        assert_close(sums.classes, classes if is_class_full else diagonals, ROUNDING[dtype], scale=2 * shape[0])
+        assert_close(sums.weight, data.full_weights().sum(axis=0), 1e-15)
+
+    def test_full_factors_are_symmetric(self):
+        data = make_data(31, 4, 2, 5, weights="each")
+        sums = cpu.CurvatureSums(4, 2, 5, MetricPlan(31, 31, True, True, 0))
+        cpu.curvature(block_of(data), data.params, np.ones(4), sums)
+        assert_close(sums.gram, sums.gram.T, 1e-15)
+        assert_close(sums.classes, sums.classes.transpose(0, 2, 1), 1e-15)
+
+
+class TestWorkspace:
+    @pytest.mark.parametrize(("n_rows", "expected"), [(12, (3, 4)), (8, (2, 4)), (4, (1, 4)), (3, (1, 3)), (9, (1, 9))])
+    def test_split(self, n_rows, expected):
+        data = make_data(100, 3, 1, 2)
+        assert cpu.Workspace(hand_plan(data, block_rows=4, stack=3)).split(n_rows) == expected
+
+    def test_lanes_do_not_share_sums(self):
+        plan = hand_plan(make_data(4, 3, 1, 2))
+        one, other = cpu.Sums(plan), cpu.Sums(plan)
+        other.loss += 1
+        other.gradient += 2
+        other.intercept += 3
+        one.add(other)
+        one.add(other)
+        assert (one.loss == 2).all()
+        assert (one.gradient == 4).all()
+        assert (one.intercept == 6).all()

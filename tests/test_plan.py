@@ -1,0 +1,261 @@
+import re
+import tracemalloc
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from oracle import FLOAT32, FLOAT64, hand_plan, make_data
+
+from gpusoftmax.backends import NumpyBackend
+from gpusoftmax.exceptions import WorkspaceError
+from gpusoftmax.kernels import cpu
+from gpusoftmax.plan import METRIC_ROWS, DeviceFacts, plan_fit, plan_pass
+from gpusoftmax.sources import ArraySource
+
+SIZES = st.tuples(
+    st.one_of(st.integers(1, 50), st.integers(1, 3_000_000)),  # rows
+    st.one_of(st.integers(1, 20), st.integers(1, 9000)),  # features
+    st.one_of(st.integers(1, 4), st.integers(1, 300)),  # problems
+    st.one_of(st.integers(1, 10), st.integers(1, 3000)),  # classes
+    st.sampled_from([FLOAT32, FLOAT64]),
+)
+FACTS = st.builds(DeviceFacts, st.integers(1, 64), st.sampled_from([1 << 15, 1 << 20, 1 << 24]))
+KIND = st.fixed_dictionaries({"is_soft": st.booleans(), "is_direct": st.booleans()})
+BUDGET = st.floats(10, 36).map(lambda exponent: int(2**exponent))
+
+
+def named_budget(error):
+    return int(re.search(r"memory_budget=(\d+)\.$", str(error)).group(1))
+
+
+def rows_of(plan):
+    return [range(*rows.indices(plan.n_rows)) for lane in range(plan.n_lanes) for rows in plan.tasks(lane)]
+
+
+def assert_sound(plan):
+    """Check what every plan promises, and that its tasks, of all lanes together, hold each row once."""
+    assert 1 <= plan.block_rows <= plan.task_rows <= plan.n_rows
+    assert plan.task_rows % plan.block_rows == 0 or plan.task_rows == plan.n_rows
+    assert 1 <= plan.n_threads <= plan.n_lanes <= plan.n_tasks
+    tasks = sorted(rows_of(plan), key=lambda rows: rows.start)
+    assert len(tasks) == plan.n_tasks
+    assert tasks[0].start == 0
+    assert tasks[-1].stop == plan.n_rows
+    assert all(one.stop == other.start for one, other in pairwise(tasks))
+    assert all(0 < len(rows) <= plan.task_rows for rows in tasks)
+
+
+class TestPlanPass:
+    @given(SIZES, FACTS, KIND)
+    def test_every_row_belongs_to_one_task(self, sizes, facts, kind):
+        plan = plan_pass(*sizes, facts, **kind)
+        assume(plan.n_tasks < 20_000)
+        assert_sound(plan)
+
+    @given(SIZES, FACTS, KIND, BUDGET)
+    def test_budget_is_kept_or_a_budget_that_works_is_named(self, sizes, facts, kind, budget):
+        try:
+            plan = plan_pass(*sizes, facts, budget_bytes=budget, **kind)
+        except WorkspaceError as error:
+            named = named_budget(error)
+            assert named > budget
+            plan = plan_pass(*sizes, facts, budget_bytes=named, **kind)
+            assert plan.workspace_bytes <= named
+        else:
+            assert plan.workspace_bytes <= budget
+        assume(plan.n_tasks < 20_000)
+        assert_sound(plan)
+
+    @given(SIZES, FACTS, KIND, BUDGET, st.integers(0, 1 << 20))
+    def test_reserved_bytes_are_left_alone(self, sizes, facts, kind, budget, reserved):
+        try:
+            plan = plan_pass(*sizes, facts, budget_bytes=budget, reserved_bytes=reserved, **kind)
+        except WorkspaceError as error:
+            budget = named_budget(error)
+            plan = plan_pass(*sizes, facts, budget_bytes=budget, reserved_bytes=reserved, **kind)
+        assert plan.workspace_bytes + reserved <= budget
+
+    @given(SIZES, FACTS, KIND, BUDGET, BUDGET)
+    def test_more_budget_never_means_smaller_blocks(self, sizes, facts, kind, one, other):
+        try:
+            small = plan_pass(*sizes, facts, budget_bytes=min(one, other), **kind)
+        except WorkspaceError:
+            return
+        large = plan_pass(*sizes, facts, budget_bytes=max(one, other), **kind)
+        free = plan_pass(*sizes, facts, **kind)
+        for name in ("block_rows", "task_rows", "n_threads"):
+            assert getattr(small, name) <= getattr(large, name) <= getattr(free, name)
+
+    @given(SIZES, FACTS, KIND)
+    def test_a_generous_budget_changes_nothing(self, sizes, facts, kind):
+        free = plan_pass(*sizes, facts, **kind)
+        bound = plan_pass(*sizes, facts, budget_bytes=free.workspace_bytes, **kind)
+        assert replace(bound, budget_bytes=None) == free
+
+    @given(SIZES, FACTS, KIND, st.integers(1, 5))
+    def test_with_problems_is_the_plan_made_for_that_many(self, sizes, facts, kind, n_problems):
+        options = {"budget_bytes": 1 << 40, "reserved_bytes": 77, **kind}
+        n_rows, n_features, _, n_classes, dtype = sizes
+        actual = plan_pass(*sizes, facts, **options).with_problems(n_problems)
+        assert actual == plan_pass(n_rows, n_features, n_problems, n_classes, dtype, facts, **options)
+
+    @given(SIZES, FACTS, KIND, BUDGET)
+    def test_fewer_problems_fit_where_more_did(self, sizes, facts, kind, budget):
+        # Problems that have ended leave the stack in the middle of a fit, which must not fail for want of memory.
+        try:
+            plan = plan_pass(*sizes, facts, budget_bytes=budget, **kind)
+        except WorkspaceError:
+            return
+        for n_problems in {1, plan.n_problems // 2 or 1, max(1, plan.n_problems - 1)}:
+            assert plan.with_problems(n_problems).workspace_bytes <= budget
+
+    def test_small_gradients_are_summed_in_float64_and_large_ones_in_the_compute_dtype(self):
+        assert plan_pass(1000, 10, 1, 3, FLOAT32, DeviceFacts()).gradient_dtype == FLOAT64
+        assert plan_pass(1000, 4000, 1, 1000, FLOAT32, DeviceFacts()).gradient_dtype == FLOAT32
+
+    def test_an_enormous_gradient_leaves_the_threads_to_blas(self):
+        assert plan_pass(10**6, 50, 1, 3, FLOAT32, DeviceFacts(8)).n_threads == 8
+        wide = plan_pass(10**6, 8000, 1, 3000, FLOAT32, DeviceFacts(8))
+        assert wide.n_threads == 1
+        assert wide.is_blas_threaded
+
+    def test_a_tiny_pass_stays_on_one_thread(self):
+        plan = plan_pass(100, 5, 1, 3, FLOAT32, DeviceFacts(8))
+        assert plan.n_threads == plan.n_lanes == 1
+        assert not plan.is_blas_threaded
+
+    def test_a_plan_does_not_depend_on_its_thread_for_its_sums(self):
+        # The lane of a task is a matter of its number alone: sums are the same whichever thread runs it.
+        plan = plan_pass(1_000_000, 10, 1, 3, FLOAT64, DeviceFacts(3))
+        assert plan.n_lanes > 3
+        for lane in range(plan.n_lanes):
+            starts = [rows.start // plan.task_rows for rows in plan.tasks(lane)]
+            assert starts == list(range(lane, plan.n_tasks, plan.n_lanes))
+
+    def test_error_says_what_was_given_and_what_to_do(self):
+        with pytest.raises(
+            WorkspaceError, match=r"memory_budget=10 bytes .* 7 features, 2 problems and 3 classes.* at le"
+        ):
+            plan_pass(100, 7, 2, 3, FLOAT64, DeviceFacts(), budget_bytes=10)
+
+    def test_explain(self):
+        plan = plan_pass(1_123_456, 10, 1, 3, FLOAT32, DeviceFacts(4))
+        text = plan.explain()
+        for mention in (
+            "1,123,456 rows",
+            f"{plan.n_tasks:,} tasks of {plan.task_rows:,}",
+            f"({plan.block_rows:,} rows a block)",
+            f"{plan.n_lanes} lanes on 4 threads",
+            "logits row-major, then transposed in float32",
+            "gradient summed in float64",
+            f"workspace {plan.workspace_bytes / 1e6:.1f} MB",
+        ):
+            assert mention in text
+        wide = plan_pass(1000, 4000, 1, 1000, FLOAT32, DeviceFacts(1)).explain()
+        assert "1 thread, BLAS with its own" in wide
+        assert "class-major in float32" in wide
+
+
+class TestWorkspaceBytes:
+    @given(SIZES, FACTS, KIND, BUDGET)
+    def test_bound_the_buffers_that_are_allocated(self, sizes, facts, kind, budget):
+        try:
+            plan = plan_pass(*sizes, facts, budget_bytes=min(budget, 1 << 26), **kind)
+        except WorkspaceError:
+            return
+        work, sums = cpu.Workspace(plan), cpu.Sums(plan)
+        buffers = [work.residual, work.scratch, work.gradient, *([] if work.rows is None else [work.rows])]
+        thread_bytes = sum(buffer.nbytes for buffer in buffers)
+        lane_bytes = sums.loss.nbytes + sums.gradient.nbytes + sums.intercept.nbytes
+        assert thread_bytes <= plan.thread_bytes
+        assert plan.n_threads * thread_bytes + plan.n_lanes * lane_bytes <= plan.workspace_bytes
+
+    @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+    @pytest.mark.parametrize("is_direct", [True, False])
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize("weights", [None, "each"])
+    @pytest.mark.parametrize("targets", ["labels", "soft"])
+    @pytest.mark.parametrize("shape", [(20_000, 5, 1, 2), (20_000, 5, 4, 3), (5000, 30, 1, 100)], ids=str)
+    def test_bound_the_memory_of_an_evaluation(self, shape, targets, weights, label_smoothing, is_direct, dtype):
+        data = make_data(*shape, targets=targets, weights=weights).cast(dtype)
+        X = data.X if is_direct else data.X.astype(np.float16)
+        source = ArraySource(X, data.targets, data.weights, dtype)
+        plan = plan_pass(*shape, dtype, DeviceFacts(1), is_soft=targets == "soft", is_direct=source.is_direct)
+        NumpyBackend().fused_pass(source, plan).loss_and_gradient(
+            data.params, label_smoothing
+        )  # what is made only once
+        tracemalloc.start()
+        try:
+            NumpyBackend().fused_pass(source, plan).loss_and_gradient(data.params, label_smoothing)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        results = 3 * data.params.size * 8
+        assert peak <= plan.workspace_bytes + results + 20_000
+
+
+class TestPlanFit:
+    @given(SIZES, FACTS, KIND, BUDGET)
+    def test_budget_is_kept_or_a_budget_that_works_is_named(self, sizes, facts, kind, budget):
+        try:
+            plan, metric = plan_fit(*sizes, facts, budget_bytes=budget, **kind)
+        except WorkspaceError as error:
+            budget = named_budget(error)
+            plan, metric = plan_fit(*sizes, facts, budget_bytes=budget, **kind)
+        assert plan.workspace_bytes + metric.workspace_bytes <= budget
+
+    @given(SIZES, FACTS, KIND, BUDGET, BUDGET)
+    def test_more_budget_never_fails_where_less_did_not(self, sizes, facts, kind, one, other):
+        try:
+            plan_fit(*sizes, facts, budget_bytes=min(one, other), **kind)
+        except WorkspaceError:
+            return
+        plan_fit(*sizes, facts, budget_bytes=max(one, other), **kind)
+
+    @given(SIZES, FACTS, KIND)
+    def test_without_a_budget_the_pass_is_the_plan_of_the_pass(self, sizes, facts, kind):
+        plan, metric = plan_fit(*sizes, facts, **kind)
+        assert plan == plan_pass(*sizes, facts, **kind)
+        assert 1 <= metric.block_rows <= metric.n_rows <= sizes[0]
+        assert metric.n_rows >= min(sizes[0], METRIC_ROWS)
+
+    @given(SIZES, FACTS, KIND, BUDGET)
+    def test_metric_bytes_grow_with_what_it_holds(self, sizes, facts, kind, budget):
+        try:
+            _, metric = plan_fit(*sizes, facts, budget_bytes=budget, **kind)
+        except WorkspaceError:
+            return
+        _, n_features, n_problems, n_classes, dtype = sizes
+        held = cpu.CurvatureSums(min(n_features, 1500), n_problems, min(n_classes, 300), metric)
+        if n_features <= 1500 and n_classes <= 300:
+            rows = metric.block_rows * (n_features + n_problems * n_classes) * dtype.itemsize
+            assert held.gram.nbytes + held.classes.nbytes + held.weight.nbytes + rows <= metric.workspace_bytes
+
+    def test_factors_too_large_for_the_budget_are_diagonal(self):
+        sizes = (10_000, 400, 1, 100, FLOAT64)
+        kinds = set()
+        for budget in np.geomspace(5e4, 5e7, 40).astype(int).tolist():
+            try:
+                _, metric = plan_fit(*sizes, DeviceFacts(), budget_bytes=budget)
+            except WorkspaceError:
+                continue
+            kinds.add((metric.is_feature_full, metric.is_class_full))
+        assert kinds == {(False, False), (False, True), (True, True)}
+
+    def test_factors_too_large_for_an_eigenproblem_are_diagonal(self):
+        _, metric = plan_fit(10_000, 5000, 1, 1000, FLOAT64, DeviceFacts())
+        assert not metric.is_feature_full
+        assert not metric.is_class_full
+
+
+@pytest.mark.parametrize("block_rows", [1, 3, 10, 64, None])
+@pytest.mark.parametrize("stack", [1, 4])
+@pytest.mark.parametrize("n_lanes", [1, 2, 5, 16])
+@pytest.mark.parametrize("n_rows", [1, 2, 37, 64, 101])
+def test_tasks_of_any_plan_hold_every_row_once(n_rows, n_lanes, stack, block_rows):
+    plan = hand_plan(make_data(n_rows, 2, 1, 2), block_rows=block_rows, stack=stack, n_lanes=n_lanes)
+    rows = [row for task in rows_of(plan) for row in task]
+    assert sorted(rows) == list(range(n_rows))

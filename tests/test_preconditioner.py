@@ -1,0 +1,243 @@
+import numpy as np
+import pytest
+from oracle import FLOAT32, FLOAT64, assert_close, make_data
+
+from gpusoftmax.exceptions import NonFiniteError
+from gpusoftmax.kernels import reference
+from gpusoftmax.preconditioner import kronecker_metric
+
+N_FEATURES, N_PROBLEMS, N_CLASSES = 4, 3, 5
+STRENGTHS = {
+    "one for all": np.full(N_PROBLEMS, 0.1),
+    "each its own": np.array([1e-3, 0.5, 20.0]),
+    "none": np.zeros(N_PROBLEMS),
+    "some none": np.array([0.3, 0.0, 5.0]),
+}
+
+
+def centring(n_classes):
+    return np.eye(n_classes) - 1 / n_classes
+
+
+def curvature(scale, *, n_features=N_FEATURES, n_problems=N_PROBLEMS, n_classes=N_CLASSES):
+    """Return what `kernels` would sum for features multiplied by `scale`, and the total weights."""
+    data = make_data(200, n_features, n_problems, n_classes, weights="each")
+    gram, classes = reference.curvature(data.X, data.full_weights(), data.params)
+    augmented = np.append(scale, 1.0)
+    return augmented[:, np.newaxis] * gram * augmented, classes, data.full_weights().sum(axis=0)
+
+
+def made_metric(strength, scale=None, *, diagonal_features=False, diagonal_classes=False, dtype=FLOAT64, **options):
+    scale = np.ones(N_FEATURES) if scale is None else scale
+    gram, classes, weight = curvature(scale)
+    if diagonal_features:
+        gram = np.diagonal(gram).copy()
+    if diagonal_classes:
+        classes = np.diagonal(classes, axis1=1, axis2=2)
+    precision = np.finfo(dtype).eps
+    options = {"has_intercept": True, "dtype": dtype, "precision": precision, "n_passes": 0.5} | options
+    return kronecker_metric(gram, classes, weight, strength, scale, **options)
+
+
+def dense_hessian(p, strength, *, diagonal_features=False, diagonal_classes=False, has_intercept=True):
+    """Return ``A ⊗ B_p + strength_p · R`` of unscaled features, rows and columns in the order of params."""
+    gram, classes, weight = curvature(np.ones(N_FEATURES))
+    A, B = gram / gram[-1, -1], classes[p] / weight[p]
+    if diagonal_features:
+        A = np.diag(np.diagonal(A))
+    if diagonal_classes:
+        B = np.diag(np.diagonal(B))
+    R = np.diag([strength[p]] * N_FEATURES + [0.0])
+    if not has_intercept:
+        A, R = A[:-1, :-1], R[:-1, :-1]
+    return np.kron(A, B) + np.kron(R, np.eye(N_CLASSES))
+
+
+def dense_inverse(p, strength, **options):
+    """Return the inverse on the space orthogonal to constants over classes."""
+    H = dense_hessian(p, strength, **options)
+    P = np.kron(np.eye(len(H) // N_CLASSES), centring(N_CLASSES))
+    if options.get("diagonal_classes"):
+        return P @ np.linalg.inv(H) @ P
+    return np.linalg.pinv(P @ H @ P, rcond=1e-12, hermitian=True)
+
+
+def as_matrices(metric, shape):
+    """Return `apply` as one matrix per problem, from its action on every unit vector."""
+    n_rows, n_problems, n_classes = shape
+    columns = []
+    for index in range(n_rows * n_classes):
+        unit = np.zeros((n_rows, n_problems, n_classes), metric.curvature.dtype)
+        unit[index // n_classes, :, index % n_classes] = 1
+        columns.append(metric.apply(unit).transpose(1, 0, 2).reshape(n_problems, -1))
+    return np.stack(columns, axis=2)
+
+
+SHAPE = (N_FEATURES + 1, N_PROBLEMS, N_CLASSES)
+
+
+class TestInverse:
+    @pytest.mark.parametrize("diagonal_features", [False, True])
+    @pytest.mark.parametrize("diagonal_classes", [False, True])
+    @pytest.mark.parametrize("strength", STRENGTHS.values(), ids=STRENGTHS)
+    def test_equals_the_dense_inverse(self, strength, diagonal_classes, diagonal_features):
+        kind = {"diagonal_features": diagonal_features, "diagonal_classes": diagonal_classes}
+        matrices = as_matrices(made_metric(strength, **kind), SHAPE)
+        for p in range(N_PROBLEMS):
+            assert_close(matrices[p], dense_inverse(p, strength, **kind), 1e-6)
+
+    @pytest.mark.parametrize("strength", STRENGTHS.values(), ids=STRENGTHS)
+    def test_without_an_intercept_its_row_is_zero_and_the_rest_the_inverse(self, strength):
+        matrices = as_matrices(made_metric(strength, has_intercept=False), SHAPE)
+        n = N_FEATURES * N_CLASSES
+        for p in range(N_PROBLEMS):
+            assert (matrices[p][n:] == 0).all()
+            assert (matrices[p][:, n:] == 0).all()
+            assert_close(matrices[p][:n, :n], dense_inverse(p, strength, has_intercept=False), 1e-6)
+
+    @pytest.mark.parametrize("exponents", [(0, 3, -5, 1), (20, -20, 0, 10)])
+    @pytest.mark.parametrize("strength", STRENGTHS.values(), ids=STRENGTHS)
+    def test_scaling_the_features_of_the_sums_changes_nothing(self, strength, exponents):
+        # `scale` only makes the sums comparable: the metric is that of the features as they are.
+        scaled = made_metric(strength, scale=np.exp2(exponents))
+        tolerance = 1e-6 if max(exponents) < 10 else 1e-4
+        assert_close(as_matrices(scaled, SHAPE), as_matrices(made_metric(strength), SHAPE), tolerance)
+
+    @pytest.mark.parametrize("strength", STRENGTHS.values(), ids=STRENGTHS)
+    @pytest.mark.parametrize("diagonal_features", [False, True])
+    def test_float32(self, diagonal_features, strength):
+        single = made_metric(strength, diagonal_features=diagonal_features, dtype=FLOAT32)
+        double = made_metric(strength, diagonal_features=diagonal_features)
+        gradient = np.random.default_rng(0).normal(size=SHAPE)
+        step = single.apply(gradient.astype(np.float32))
+        assert step.dtype == np.float32
+        assert_close(step, double.apply(gradient), 1e-3)
+
+    def test_one_problem_is_its_part_of_many(self):
+        strength = STRENGTHS["each its own"]
+        gram, classes, weight = curvature(np.ones(N_FEATURES))
+        options = {"has_intercept": True, "dtype": FLOAT64, "precision": 2.0**-52, "n_passes": 0.0}
+        together = as_matrices(made_metric(strength), SHAPE)
+        for p in range(N_PROBLEMS):
+            one = slice(p, p + 1)
+            alone = kronecker_metric(
+                gram.copy(), classes[one], weight[one], strength[one], np.ones(N_FEATURES), **options
+            )
+            assert_close(as_matrices(alone, (N_FEATURES + 1, 1, N_CLASSES))[0], together[p], 1e-6)
+
+
+class TestProperties:
+    @pytest.mark.parametrize("diagonal_features", [False, True])
+    @pytest.mark.parametrize("diagonal_classes", [False, True])
+    @pytest.mark.parametrize("strength", STRENGTHS.values(), ids=STRENGTHS)
+    @pytest.mark.parametrize("has_intercept", [False, True])
+    def test_symmetric_and_positive_on_all_but_constants(
+        self, has_intercept, strength, diagonal_classes, diagonal_features
+    ):
+        kind = {"diagonal_features": diagonal_features, "diagonal_classes": diagonal_classes}
+        matrices = as_matrices(made_metric(strength, has_intercept=has_intercept, **kind), SHAPE)
+        for matrix in matrices:
+            assert_close(matrix, matrix.T, 1e-12)
+            eigenvalues = np.linalg.eigvalsh(matrix)
+            assert eigenvalues.min() > -1e-12 * eigenvalues.max()
+            n_positive = (N_FEATURES + has_intercept) * (N_CLASSES - 1)
+            assert (eigenvalues > 1e-9 * eigenvalues.max()).sum() == n_positive
+
+    @pytest.mark.parametrize("diagonal_classes", [False, True])
+    def test_constants_over_classes_are_projected_out(self, diagonal_classes):
+        metric = made_metric(STRENGTHS["some none"], diagonal_classes=diagonal_classes)
+        gradient = np.random.default_rng(0).normal(size=SHAPE)
+        step = metric.apply(gradient)
+        assert_close(metric.apply(gradient + 7.0), step, 1e-12)
+        assert np.abs(step.sum(axis=2)).max() < 1e-12 * np.abs(step).max()
+
+    def test_gradient_is_not_modified(self):
+        gradient = np.random.default_rng(0).normal(size=SHAPE)
+        before = gradient.copy()
+        step = made_metric(STRENGTHS["none"]).apply(gradient)
+        np.testing.assert_array_equal(gradient, before)
+        assert not np.shares_memory(step, gradient)
+
+    @pytest.mark.parametrize("diagonal_classes", [False, True])
+    def test_select(self, diagonal_classes):
+        metric = made_metric(STRENGTHS["each its own"], diagonal_classes=diagonal_classes)
+        gradient = np.random.default_rng(0).normal(size=SHAPE)
+        kept = np.array([2, 0])
+        chosen = metric.select(kept)
+        assert chosen.n_passes == metric.n_passes == 0.5
+        assert_close(chosen.apply(gradient[:, kept]), metric.apply(gradient)[:, kept], 1e-13)
+
+
+class TestExtremes:
+    @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+    @pytest.mark.parametrize("strength", [1e-30, 1e-9, 1.0, 1e12])
+    def test_any_strength_gives_a_descent_direction(self, strength, dtype):
+        metric = made_metric(np.array([strength, 1.0, 0.0]), dtype=dtype)
+        gradient = np.random.default_rng(0).normal(size=SHAPE).astype(dtype)
+        step = metric.apply(gradient)
+        assert np.isfinite(step).all()
+        assert (np.einsum("dpk,dpk->p", step, gradient) > 0).all()
+
+    @pytest.mark.parametrize("size", [2.0**-60, 2.0**60])
+    def test_a_feature_of_any_size(self, size):
+        # A feature multiplied by c has its step divided by c², where no penalty holds it.
+        data = make_data(200, N_FEATURES, 1, N_CLASSES)
+        gram, classes = reference.curvature(data.X, data.full_weights(), data.params)
+        factor = np.array([size, 1.0, 1.0, 1.0])
+        options = {"has_intercept": True, "dtype": FLOAT64, "precision": 2.0**-52, "n_passes": 0.0}
+        plain, scaled = (
+            kronecker_metric(gram.copy(), classes, np.array([200.0]), np.zeros(1), scale, **options)
+            for scale in (np.ones(N_FEATURES), 1 / factor)
+        )
+        gradient = np.random.default_rng(0).normal(size=(N_FEATURES + 1, 1, N_CLASSES))
+        by_feature = np.append(factor, 1.0)[:, np.newaxis, np.newaxis]
+        assert_close(scaled.apply(gradient * by_feature) * by_feature, plain.apply(gradient), 1e-6)
+
+    def test_a_feature_that_is_always_zero(self):
+        scale = np.ones(N_FEATURES)
+        gram, classes, weight = curvature(scale)
+        gram[1] = gram[:, 1] = 0
+        for strength in (0.0, 0.5):
+            metric = kronecker_metric(
+                *(gram.copy(), classes, weight, np.full(N_PROBLEMS, strength), scale),
+                has_intercept=True,
+                dtype=FLOAT64,
+                precision=2.0**-52,
+                n_passes=0.0,
+            )
+            assert np.isfinite(metric.apply(np.ones(SHAPE) * np.arange(N_CLASSES))).all()
+
+    def test_a_model_sure_of_everything_has_no_curvature(self):
+        metric = kronecker_metric(
+            *(np.zeros((3, 3)), np.zeros((1, 4, 4)), np.array([10.0]), np.array([0.1]), np.ones(2)),
+            has_intercept=True,
+            dtype=FLOAT64,
+            precision=2.0**-52,
+            n_passes=0.0,
+        )
+        gradient = np.random.default_rng(0).normal(size=(3, 1, 4))
+        step = metric.apply(gradient)
+        assert np.isfinite(step).all()
+        centred = gradient - gradient.mean(axis=2, keepdims=True)
+        assert_close(step[:-1], centred[:-1] / 0.1, 1e-6)  # only the penalty is left
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_sums_that_are_not_finite_are_an_error(self, bad):
+        options = {"has_intercept": True, "dtype": FLOAT64, "precision": 2.0**-52, "n_passes": 0.0}
+        for spoilt in (0, 1):
+            gram, classes, weight = curvature(np.ones(N_FEATURES))
+            (gram, classes)[spoilt].flat[3] = bad
+            with pytest.raises(NonFiniteError, match="rescale the features"):
+                kronecker_metric(gram, classes, weight, np.ones(N_PROBLEMS), np.ones(N_FEATURES), **options)
+
+    @pytest.mark.parametrize("n_classes", [1, 2])
+    def test_few_classes(self, n_classes):
+        gram, classes, weight = curvature(np.ones(2), n_features=2, n_problems=1, n_classes=n_classes)
+        metric = kronecker_metric(
+            *(gram, classes, weight, np.array([0.1]), np.ones(2)),
+            has_intercept=True,
+            dtype=FLOAT64,
+            precision=2.0**-52,
+            n_passes=0.0,
+        )
+        assert np.isfinite(metric.apply(np.ones((3, 1, n_classes)))).all()
