@@ -23,7 +23,7 @@ class L2:
         # A square that overflows shows as an infinite objective, which the solver rejects; a zero strength stays zero.
         with np.errstate(over="ignore"):
             norm = np.einsum("dpk,dpk->p", coefficients, coefficients, dtype=np.float64)
-        return 0.5 * np.where(self.strength > 0, self.strength * norm, 0.0)
+            return 0.5 * np.multiply(self.strength, norm, out=np.zeros_like(norm), where=self.strength > 0)
 
     def add_gradient(self, coefficients, gradient) -> None:
         """Add ``strength_p · W_p`` to `gradient` in place."""

@@ -93,9 +93,9 @@ class Plan:
         size, rows = self.dtype.itemsize, self.task_rows
         logits = (1 + self.needs_scratch) * rows * self.n_columns * size
         gradients = -(-rows // self.block_rows) * self.n_columns * self.n_features * size
-        row_vectors = 6 * rows * self.n_problems * max(size, 8)
+        row_vectors = rows * self.n_problems * (8 + 12 * size)
         if self.is_soft:
-            row_vectors += rows * self.n_classes * size
+            row_vectors += 2 * rows * self.n_classes * size  # cast, and times the class weights
         return logits + gradients + row_vectors + (0 if self.is_direct else rows * self.n_features * size)
 
     @property

@@ -91,7 +91,7 @@ class ArraySource:
         if targets.ndim == 1:
             factor = self.class_weight[targets]
         else:
-            targets = targets * self.class_weight
+            targets = np.multiply(targets, self.class_weight, dtype=self.dtype, casting="unsafe")
             factor = targets.sum(axis=1)
             targets /= np.where(factor > 0, factor, 1.0)[:, np.newaxis]
         factor = factor[:, np.newaxis]
@@ -108,8 +108,9 @@ def sample_rows(n_rows: int, n_sample: int, seed: int) -> np.ndarray:
     """Return `n_sample` row indices, ascending: one at random from each of as many equal strata."""
     if n_sample >= n_rows:
         return np.arange(n_rows)
+    edges = np.arange(n_sample + 1) * n_rows // n_sample
     offsets = np.random.default_rng(seed).random(n_sample)
-    return ((np.arange(n_sample) + offsets) * (n_rows / n_sample)).astype(np.int64)
+    return edges[:-1] + (offsets * np.diff(edges)).astype(np.int64)
 
 
 def feature_range(source: ArraySource, rows: np.ndarray, block_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,4 +140,4 @@ def weight_per_class(source: ArraySource, n_problems: int, n_classes: int) -> tu
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:
     """Return the dtype in which X is computed with: half and single precision in float32, all else in float64."""
-    return np.dtype(np.float32 if dtype in (np.float16, np.float32) else np.float64)
+    return np.dtype(np.float32 if dtype.newbyteorder("=") in (np.float16, np.float32) else np.float64)

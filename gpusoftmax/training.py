@@ -1,5 +1,6 @@
 """The one place where source, plan, objective, penalty and solver meet."""
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,23 +76,20 @@ def train(
     """
     n_problems = len(training.C)
     shape = (source.n_features + 1, n_problems, training.n_classes)
-    facts = backend.facts()
-    plan, metric_plan = plan_fit(
-        source.n_rows,
-        *(source.n_features, n_problems, training.n_classes),
-        source.dtype,
-        facts,
+    make_plan = functools.partial(
+        plan_fit,
+        *(source.n_rows, source.n_features, n_problems, training.n_classes, source.dtype, backend.facts()),
         is_soft=source.targets.ndim == 2,
-        is_direct=source.is_direct,
         budget_bytes=training.budget_bytes,
     )
+    plan, metric_plan = make_plan(is_direct=source.is_direct)
     rows = sample_rows(source.n_rows, metric_plan.n_rows, training.seed)
     low, high = feature_range(source, rows, metric_plan.block_rows)
     center = find_center(low, high) if training.has_intercept else None
     if center is not None:
         source = replace(source, center=center)
         low, high = low - center, high - center
-        plan = replace(plan, is_direct=False).with_problems(n_problems)
+        plan, metric_plan = make_plan(is_direct=False)
     total, per_class = weight_per_class(source, n_problems, training.n_classes)
     if not (total > 0).all():
         raise ValueError(
@@ -122,7 +120,7 @@ def find_center(low: np.ndarray, high: np.ndarray) -> np.ndarray | None:
     """Return the middle of every feature whose offset dwarfs its range and zero for the others, or None."""
     middle, half_range = low / 2 + high / 2, high / 2 - low / 2
     comparable = np.where(half_range > 0, half_range, half_range.max(initial=0))
-    is_offset = np.abs(middle) > OFFSET_RATIO * comparable
+    is_offset = np.abs(middle) / OFFSET_RATIO > comparable
     return np.where(is_offset, middle, 0.0) if is_offset.any() else None
 
 

@@ -3,7 +3,7 @@
     pytest -p sklearn_dropin --listed sklearn_allowed.txt --pyargs sklearn.linear_model.tests.test_logistic
 
 `--listed` runs the tests that the file names and no other. `--sabotaged` breaks the adapter for each of them in the way
-that heads its section of the file: every one must then fail, or it would check nothing of ours. `--sabotage NAME` breaks
+that heads its section of the file: each must then fail, or it would check nothing of ours. `--sabotage NAME` breaks
 it in one way for all: so a test's section is found. `test_sklearn_own_tests.py` does the first two, out of reach of the
 pytest configuration of this project.
 """

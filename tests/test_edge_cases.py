@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_digits, load_iris
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from gpusoftmax import ConvergenceWarning, NonFiniteError, SoftmaxRegression, Status
+from gpusoftmax.kernels import cpu
 
 X, Y = load_iris(return_X_y=True)
 DTYPES = [np.float32, np.float64]
@@ -76,9 +77,9 @@ def test_one_feature_of_another_scale(dtype, scale, largest_gradient):
 
 
 def offset_data(seed=0):
-    """Return features in multiples of 1/8, so that an offset of 1e6 is exact in float32, and labels."""
+    """Return features in multiples of 1/16, the last that float32 holds beside an offset of 1e6, and labels."""
     rng = np.random.default_rng(seed)
-    X = np.round(8 * rng.standard_normal((4000, 6))) / 8
+    X = np.round(16 * rng.standard_normal((4000, 6))) / 16
     return X, (X @ rng.standard_normal((6, 5)) + rng.gumbel(size=(4000, 5))).argmax(axis=1)
 
 
@@ -259,6 +260,18 @@ def large_data(n_rows=300_000):
     return X, (X @ rng.standard_normal((20, 6)) + rng.gumbel(size=(n_rows, 6))).argmax(axis=1)
 
 
+needs_the_main_thread = pytest.mark.skipif(
+    threading.current_thread() is not threading.main_thread(), reason="signals are delivered to the main thread"
+)
+
+
+@pytest.fixture
+def two_blas_threads():
+    """State how many threads BLAS has, whatever other tests left behind."""
+    with threadpool_limits(2, user_api="blas"):
+        yield
+
+
 class CtrlC:
     """Sends this process SIGINT after a while, from another thread; `sent` is when it did."""
 
@@ -286,12 +299,10 @@ def fit_until_interrupted(clf, X, y, ctrl_c):
         clf.fit(X, y)
 
 
-@pytest.mark.skipif(
-    threading.current_thread() is not threading.main_thread(), reason="signals are delivered to the main thread"
-)
+@needs_the_main_thread
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("is_fitted", [False, True])
-def test_ctrl_c_stops_a_fit_and_leaves_everything_as_it_was(is_fitted, ctrl_c):
+def test_ctrl_c_stops_a_fit_and_leaves_everything_as_it_was(is_fitted, ctrl_c, two_blas_threads):
     X_, y = large_data()
     clf = SoftmaxRegression()
     if is_fitted:
@@ -308,14 +319,32 @@ def test_ctrl_c_stops_a_fit_and_leaves_everything_as_it_was(is_fitted, ctrl_c):
     assert_array_equal(small.coef_, SoftmaxRegression().fit(X, Y).coef_)
 
 
-def test_blas_threads_are_restored():
-    X, y = large_data(50_000)
+@needs_the_main_thread
+def test_ctrl_c_stops_within_a_pass(ctrl_c, two_blas_threads, monkeypatch):
+    pytest.importorskip("polars")  # its signal handler has system calls restarted: no wait without end is interrupted
+    starts = []
+    evaluate = cpu.loss_and_gradient
+
+    def evaluate_slowly(*arguments):
+        starts.append(time.monotonic())
+        time.sleep(0.2)
+        evaluate(*arguments)
+
+    monkeypatch.setattr(cpu, "loss_and_gradient", evaluate_slowly)
+    X, y = large_data()  # about fifty tasks
+    with pytest.raises(KeyboardInterrupt):
+        fit_until_interrupted(SoftmaxRegression(), X, y, ctrl_c)
+    assert sum(start > ctrl_c.sent for start in starts) <= 4  # those that were about to start, one a thread
+
+
+def test_blas_threads_are_restored(two_blas_threads):
+    X, y = large_data()
     limits = threadpool_info()
     clf = SoftmaxRegression().fit(X, y)
     assert threadpool_info() == limits
     clf.predict(X)
     assert threadpool_info() == limits
-    far = np.full((50_000, 20), 3e38, np.float32)
+    far = np.full(X.shape, 3e38, np.float32)
     with pytest.raises(NonFiniteError):
         clf.set_params(C=np.inf).fit(far * (y == 0)[:, np.newaxis], y)
     assert threadpool_info() == limits
@@ -331,8 +360,9 @@ def test_same_bits_again(dtype):
     assert_array_equal(one.predict_proba(X), other.predict_proba(X))
 
 
-def test_fits_at_once_are_each_as_alone():
-    X, y = large_data(60_000)
+def test_fits_at_once_are_each_as_alone(two_blas_threads):
+    X, y = large_data(100_000)
+    X = X.astype(np.float64)  # float32 coefficients would round differences away
     weights = np.linspace(0.1, 2, len(X))
     limits = threadpool_info()
     alone, alone_behind = SoftmaxRegression().fit(X, y), SoftmaxRegression().fit(X, y, weights)
@@ -345,7 +375,7 @@ def test_fits_at_once_are_each_as_alone():
     thread = threading.Thread(target=fit_behind)
     thread.start()
     try:
-        together = [SoftmaxRegression().fit(X, y) for _ in range(5)]  # each starts at another moment of those behind
+        together = [SoftmaxRegression().fit(X, y) for _ in range(3)]  # each starts at another moment of those behind
         proba = alone.predict_proba(X)
     finally:
         is_over.set()

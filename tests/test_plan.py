@@ -32,7 +32,7 @@ def named_budget(error):
 
 
 def rows_of(plan):
-    return [range(*rows.indices(plan.n_rows)) for lane in range(plan.n_lanes) for rows in plan.tasks(lane)]
+    return [range(rows.start, rows.stop) for lane in range(plan.n_lanes) for rows in plan.tasks(lane)]
 
 
 def assert_sound(plan):
@@ -67,6 +67,17 @@ class TestPlanPass:
         else:
             assert plan.workspace_bytes <= budget
         assume(plan.n_tasks < 20_000)
+        assert_sound(plan)
+
+    @pytest.mark.parametrize("n_threads", [1, 3])
+    @pytest.mark.parametrize("percent", range(2, 100, 3))
+    def test_any_share_of_what_runs_best_gives_a_sound_plan(self, percent, n_threads):
+        sizes = (1_000_003, 10, 1, 3, FLOAT32, DeviceFacts(n_threads))
+        free = plan_pass(*sizes)
+        assert free.task_rows > 4 * free.block_rows
+        budget = free.workspace_bytes * percent // 100
+        plan = plan_pass(*sizes, budget_bytes=budget)
+        assert plan.workspace_bytes <= budget
         assert_sound(plan)
 
     @given(SIZES, FACTS, KIND, BUDGET, st.integers(0, 1 << 20))

@@ -124,9 +124,10 @@ class TestBlocks:
             assert source.n_features == X.shape[1]
 
     def test_a_broadcast_array_is_copied_block_by_block(self):
-        X = np.broadcast_to(np.arange(5.0), (N_ROWS, 5))
-        assert not source_of(X).is_direct
-        np.testing.assert_array_equal(source_of(X).block(slice(2, 6)).X, X[2:6])
+        for values in (np.arange(5.0), np.arange(float(N_ROWS))[:, np.newaxis]):
+            X = np.broadcast_to(values, (N_ROWS, 5))
+            assert not source_of(X).is_direct
+            np.testing.assert_array_equal(source_of(X).block(slice(2, 6)).X, X[2:6])
 
 
 class TestCentring:

@@ -23,7 +23,7 @@ class Metric(Protocol):
 
 
 class Objective(Protocol):
-    """Functions of ``params`` (n_features + 1, n_problems, n_classes), one per problem, evaluated together."""
+    """Convex functions of ``params`` (n_features + 1, n_problems, n_classes), one per problem, evaluated together."""
 
     @property
     def precision(self) -> float:

@@ -15,8 +15,9 @@ import numpy as np
 from gpusoftmax.solvers.base import Callback, Metric, Objective, Progress, Solution, Status
 from gpusoftmax.solvers.line_search import Bracket, is_acceptable, is_too_short, next_step
 
+STEP_GROWTH = 2.0  # of the first trial over the last step taken, up to one: where units are too long, they stay so
 MAX_TRIALS = 30  # of one line search
-MAX_STALLED = 6  # steps in a row that lowered neither the objective nor its estimated remaining decrease
+MAX_STALLED = 12  # steps in a row that together lowered neither the objective nor its estimated remaining decrease
 DECREASE_PER_TOL = 3e-4  # relative remaining decrease that goes with tol: 3e-8 at scikit-learn's 1e-4
 
 
@@ -125,7 +126,8 @@ class _State:
     direction: np.ndarray
     step: np.ndarray
     decrease: np.ndarray
-    best_decrease: np.ndarray
+    marked_value: np.ndarray
+    marked_decrease: np.ndarray
     n_trials: np.ndarray
     n_stalled: np.ndarray
     bracket: Bracket
@@ -175,7 +177,8 @@ class _Run:
             direction=np.zeros_like(x),
             step=np.ones(n_problems),
             decrease=np.full(n_problems, np.inf),
-            best_decrease=np.full(n_problems, np.inf),
+            marked_value=np.full(n_problems, np.inf),
+            marked_decrease=np.full(n_problems, np.inf),
             n_trials=counts,
             n_stalled=counts.copy(),
             bracket=Bracket.open(value, zeros),
@@ -233,8 +236,6 @@ class _Run:
             s, y = x[p] - state.x[p], gradient[p] - state.gradient[p]
             if s @ y > 1e-10 * np.sqrt((s @ s) * (y @ y)):
                 state.pairs.push(p, s, y)
-        fell = state.value - value > 0.1 * self.noise * np.abs(value)
-        state.n_stalled[taken & fell] = -1
         if taken.all():
             state.x, state.value, state.gradient = x, value, gradient
         else:
@@ -247,14 +248,16 @@ class _Run:
             self.refresh_at = self.n_evaluations + int(self.refresh_interval)
 
     def count_stalls(self, taken: np.ndarray) -> None:
-        """Count steps in a row after which neither the objective nor its estimated remaining decrease fell."""
+        """Count the steps since the objective or its estimated remaining decrease last fell by more than rounding."""
         state = self.state
-        state.n_stalled[taken & (state.decrease < 0.8 * state.best_decrease)] = -1
-        state.n_stalled[taken] += 1
-        state.best_decrease = np.minimum(state.best_decrease, state.decrease)
+        fell = state.marked_value - state.value > 0.1 * self.noise * np.abs(state.value)
+        fell |= state.decrease < 0.8 * state.marked_decrease
+        state.marked_value = np.where(fell, state.value, state.marked_value)
+        state.marked_decrease = np.where(fell, state.decrease, state.marked_decrease)
+        state.n_stalled = np.where(fell, 0, state.n_stalled + taken)
 
     def aim(self, chosen: np.ndarray) -> None:
-        """Give some problems a direction, a fresh bracket and a unit step."""
+        """Give some problems a direction, a fresh bracket and a first step: a unit one, or what the last suggests."""
         if not chosen.any():
             return
         state = self.state
@@ -266,7 +269,7 @@ class _Run:
             direction[is_uphill] = -self.apply_metric(state.gradient)[is_uphill]
             slope = _dot(direction, state.gradient)
         state.direction = np.where(chosen[:, np.newaxis], direction, state.direction)
-        state.step = np.where(chosen, 1.0, state.step)
+        state.step = np.where(chosen, np.minimum(1.0, STEP_GROWTH * state.step), state.step)
         state.decrease = np.where(chosen, -0.5 * slope, state.decrease)
         state.n_trials[chosen] = 0
         _assign(state.bracket, chosen, Bracket.open(state.value, slope))

@@ -63,7 +63,9 @@ def next_step(bracket: Bracket, step, slope, acceptable):
         previous, previous_slope = bracket.low, bracket.low_slope
         secant = previous - previous_slope * (step - previous) / (slope - previous_slope)
     width = np.where(np.isfinite(high), high - low, 3 * step)
-    inside = np.clip(secant, low + 0.1 * width, np.where(np.isfinite(high), low + 0.9 * width, low + width))
+    # An upper end that the last trial did not improve means a kink: bisect, or the secant creeps.
+    reach = np.where(np.isfinite(bracket.high), 0.5, np.where(np.isfinite(high), 0.9, 1.0))
+    inside = np.clip(secant, low + 0.1 * width, low + reach * width)
     fallback = np.where(np.isfinite(high), low + np.where(finite, 0.5, 0.1) * width, 2 * step)
     trial = np.where(finite & np.isfinite(secant), inside, fallback)
     return trial, Bracket(bracket.value, bracket.slope, low, low_slope, high)

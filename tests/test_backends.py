@@ -1,0 +1,106 @@
+import threading
+
+import numpy as np
+import pytest
+from oracle import FLOAT64, assert_close, hand_plan, make_data
+from threadpoolctl import threadpool_info
+
+from gpusoftmax.backends import NumpyBackend, _Lanes, get_backend
+from gpusoftmax.kernels import reference
+from gpusoftmax.sources import ArraySource
+
+
+def made_pass(data, **options):
+    source = ArraySource(data.X, data.targets, data.weights, FLOAT64)
+    return NumpyBackend().fused_pass(source, hand_plan(data, **options))
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+@pytest.mark.parametrize("n_lanes", [3, 5])
+def test_lanes_add_up_to_the_reference(n_lanes, n_threads):
+    data = make_data(101, 7, 2, 3, weights="each")
+    fused_pass = made_pass(data, block_rows=4, stack=2, n_lanes=n_lanes, n_threads=n_threads)
+    loss, gradient = fused_pass.loss_and_gradient(data.params, 0.1)
+    expected = reference.loss_and_gradient(data.X, data.targets, data.full_weights(), data.params, 0.1)
+    assert_close(loss, expected[0], 1e-13)
+    assert_close(gradient, expected[1], 1e-13)
+
+
+def test_threads_do_not_change_a_bit():
+    data = make_data(1009, 7, 2, 3, weights="each")
+    alone = made_pass(data, block_rows=16, n_lanes=6).loss_and_gradient(data.params, 0.0)
+    for n_threads in (2, 3, 6):
+        together = made_pass(data, block_rows=16, n_lanes=6, n_threads=n_threads)
+        for _ in range(5):
+            for one, other in zip(together.loss_and_gradient(data.params, 0.0), alone, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_every_lane_has_its_own_state_and_every_thread_its_own_workspace():
+    plan = hand_plan(make_data(120, 2, 1, 2), block_rows=2, n_lanes=6, n_threads=3)
+    lanes, in_use, lock = _Lanes(plan), set(), threading.Lock()
+
+    def run(rows, work, state):
+        with lock:
+            assert id(work) not in in_use
+            in_use.add(id(work))
+        threading.Event().wait(0.001)
+        state.append(rows)
+        with lock:
+            in_use.remove(id(work))
+
+    states = lanes.map(run, list)
+    assert states == [list(plan.tasks(lane)) for lane in range(6)]
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_an_error_in_any_task_ends_the_pass_and_the_next_one_works(n_threads):
+    plan = hand_plan(make_data(120, 2, 1, 2), block_rows=1, n_lanes=n_threads, n_threads=n_threads)
+    lanes, done = _Lanes(plan), []
+
+    def run(rows, work, state):
+        if rows.start == 7:
+            raise KeyError("row 7")
+        threading.Event().wait(0.001)
+        done.append(rows.start)
+
+    with pytest.raises(KeyError, match="row 7"):
+        lanes.map(run, list)
+    assert len(done) < 119
+    seen = lanes.map(lambda rows, work, state: state.append(rows.start), list)
+    assert sorted(start for lane in seen for start in lane) == list(range(120))
+
+
+def test_blas_gets_its_threads_back():
+    before = blas_threads()
+    data = make_data(101, 7, 1, 3)
+    fused_pass = made_pass(data, block_rows=4, n_lanes=3, n_threads=3)
+    fused_pass.loss_and_gradient(data.params, 0.0)
+    assert blas_threads() == before
+    with NumpyBackend().session(fused_pass.plan):
+        assert set(blas_threads()) <= {1}
+        fused_pass.loss_and_gradient(data.params, 0.0)
+        assert set(blas_threads()) <= {1}
+        assert NumpyBackend().facts().n_threads == max(before, default=1)
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("weights", [None, "shared", "each"])
+def test_select_is_the_pass_of_those_problems(weights):
+    data = make_data(101, 7, 3, 4, weights=weights)
+    fused_pass = made_pass(data)
+    loss, gradient = fused_pass.loss_and_gradient(data.params, 0.0)
+    kept = np.array([2, 0])
+    chosen_loss, chosen = fused_pass.select(kept).loss_and_gradient(data.params[:, kept], 0.0)
+    assert_close(chosen_loss, loss[kept], 1e-13)
+    assert_close(chosen, gradient[:, kept], 1e-13)
+
+
+def test_unknown_device():
+    assert get_backend("auto").name == get_backend("cpu").name == "cpu"
+    with pytest.raises(ValueError, match="device='tpu' is unknown"):
+        get_backend("tpu")
