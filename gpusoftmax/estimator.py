@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from gpusoftmax.backends import get_backend
 from gpusoftmax.callbacks import PrintProgress
@@ -23,7 +23,7 @@ from gpusoftmax.plan import plan_pass
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource, compute_dtype, weight_per_class
-from gpusoftmax.targets import check_soft_targets, encode_labels
+from gpusoftmax.targets import check_class_names, check_soft_targets, encode_labels
 from gpusoftmax.training import Training, train
 
 
@@ -217,20 +217,26 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         shape = np.asarray(y).shape
         is_soft = len(shape) == 2 and shape[1] > 1
-        X, y = validate_data(self, X, y, dtype="numeric", multi_output=is_soft)
+        X, y = self._validate_features(X, y, multi_output=is_soft)
         if is_soft:
-            check_soft_targets(y)
-            classes = np.arange(y.shape[1]) if classes is None else column_or_1d(classes)
-            if len(classes) != y.shape[1]:
-                raise ValueError(f"classes must name the {y.shape[1]} columns of y, got {len(classes)} names.")
-            return X, y, classes
+            return X, check_soft_targets(y), check_class_names(classes, y.shape[1])
         if classes is not None:
             raise ValueError("classes names the columns of soft targets; with labels, leave it out.")
-        check_classification_targets(y)
+        if y.dtype.kind != "O":  # scikit-learn knows no objects but strings; their order is all that is asked here
+            check_classification_targets(y)
         classes, targets = encode_labels(y)
         if len(classes) < 2:
             raise ValueError(f"y must hold at least 2 classes, got one class: {classes[0]!r}.")
         return X, targets, classes
+
+    def _validate_features(self, X, *y, **options):
+        """Return X, with y if given, as `validate_data` does; X keeps its dtype and memory."""
+        with np.errstate(invalid="ignore", over="ignore"):  # its first look at finiteness is a sum
+            validated = validate_data(self, X, *y, dtype="numeric", **options)
+        dtype = (validated[0] if y else validated).dtype
+        if dtype.kind not in "biuf":
+            raise TypeError(f"X must hold real numbers, got dtype {dtype}.")
+        return validated
 
     def _row_weights(self, X, sample_weight, dtype):
         """Return weights (n_samples, 1), or None for ones."""
@@ -274,10 +280,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         rows = solution.params[:, 0].T.astype(np.float64)
         if len(classes) == 2:
             rows = rows[1:] - rows[:1]
-        self._center = center
-        intercept = rows[:, -1] if center is None else rows[:, -1] - rows[:, :-1] @ center
         self.coef_ = np.ascontiguousarray(rows[:, :-1], dtype)
-        self.intercept_ = intercept.astype(dtype if center is None else np.float64)
+        self.intercept_ = rows[:, -1].astype(dtype)
+        self._center = center
+        if center is not None:  # from the rounded coefficients: offset times rounding is no rounding
+            self.intercept_ = rows[:, -1] - self.coef_.astype(np.float64) @ center
         self.classes_ = classes
         self.n_iter_ = solution.n_iter
         self.n_passes_ = float(solution.n_passes[0])
@@ -303,7 +310,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     def _map_logits(self, X, output):
         """Return an output of `kernels.cpu.predict` for every sample."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype="numeric", reset=False)
+        X = self._validate_features(X, reset=False)
         dtype = np.result_type(compute_dtype(X.dtype), self.coef_.dtype)
         backend = get_backend(self.device)
         params, n_classes = self._params(), len(self.classes_)

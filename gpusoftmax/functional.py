@@ -80,10 +80,7 @@ def loss_and_gradient(
             f"targets must have shape (n_samples,) = ({n_rows},) or (n_samples, n_classes) = ({n_rows}, {W.shape[1]}), "
             f"got {targets.shape}."
         )
-    if targets.ndim == 2:
-        check_soft_targets(targets)
-    else:
-        targets = check_class_indices(targets, W.shape[1])
+    targets = check_soft_targets(targets) if targets.ndim == 2 else check_class_indices(targets, W.shape[1])
     weights = None if sample_weight is None else check_weights(sample_weight, n_rows, dtype)[:, np.newaxis]
 
     backend = get_backend(device)

@@ -214,9 +214,8 @@ def _shrink(plan: Plan, budget_bytes: int) -> Plan:
 
 @dataclass(frozen=True)
 class MetricPlan:
-    """From which rows the metric is estimated and which of its two factors are full matrices."""
+    """How the metric is estimated: rows of a block, and which of its two factors are full matrices."""
 
-    n_rows: int
     block_rows: int
     is_feature_full: bool
     is_class_full: bool
@@ -255,6 +254,11 @@ def plan_fit(
     return plan, metric
 
 
+def metric_sample(n_rows: int, n_features: int) -> int:
+    """Return from how many rows the metric is estimated."""
+    return min(n_rows, max(METRIC_ROWS, METRIC_ROWS_PER_FEATURE * n_features))
+
+
 def _plan_metric(
     n_rows: int, n_features: int, n_problems: int, n_classes: int, dtype: np.dtype, budget: float
 ) -> MetricPlan:
@@ -263,7 +267,7 @@ def _plan_metric(
     While they are made, full factors cost four float64 matrices of order n_features + 1, and two plus n_problems of
     order n_classes.
     """
-    sample = min(n_rows, max(METRIC_ROWS, METRIC_ROWS_PER_FEATURE * n_features))
+    sample = metric_sample(n_rows, n_features)
     row_bytes = dtype.itemsize * (2 * n_features + 3 * n_problems * n_classes + 8)
     feature_bytes = 32 * (n_features + 1) ** 2
     class_bytes = 8 * (n_problems + 2) * n_classes**2
@@ -274,4 +278,4 @@ def _plan_metric(
     spent += class_bytes * is_class_full
     allowance = min(WIDE_BLOCK_BYTES, max(budget - spent, 0))
     more_rows = int(min(1023, sample - 1, allowance // row_bytes))
-    return MetricPlan(sample, 1 + more_rows, is_feature_full, is_class_full, spent + more_rows * row_bytes)
+    return MetricPlan(1 + more_rows, is_feature_full, is_class_full, spent + more_rows * row_bytes)

@@ -14,7 +14,6 @@ import scipy.linalg
 
 from gpusoftmax.exceptions import NonFiniteError
 
-DAMPING = 1e-4  # of a feature's largest square: a feature that few rows have must not move their logits out of sight
 FLOOR = 1e-9  # of the metric's unit diagonal: directions that neither data nor penalty determine
 
 
@@ -108,10 +107,8 @@ def kronecker_metric(
     reference = float(np.exp(np.log(positive).mean())) if len(positive) else 0.0
     penalty = np.append(reference * scale**2, 0.0)
     gram *= level / max(gram.flat[-1], tiny)
-    if gram.ndim == 2:
-        if not has_intercept:  # else the inverse would be that of the Schur complement
-            gram[-1, :-1] = gram[:-1, -1] = 0
-        gram[np.diag_indices(len(scale))] += DAMPING * level
+    if gram.ndim == 2 and not has_intercept:  # else the inverse would be that of the Schur complement
+        gram[-1, :-1] = gram[:-1, -1] = 0
     T, share = _feature_basis(gram, penalty, ridge=max(32 * precision, 1e-11))
     units = np.append(scale, float(has_intercept))
     T *= units if T.ndim == 1 else units[:, np.newaxis]

@@ -113,8 +113,9 @@ def sample_rows(n_rows: int, n_sample: int, seed: int) -> np.ndarray:
     return edges[:-1] + (offsets * np.diff(edges)).astype(np.int64)
 
 
-def feature_range(source: ArraySource, rows: np.ndarray, block_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the smallest and largest value of every feature over `rows`, float64."""
+def feature_range(source: ArraySource, rows: np.ndarray, budget_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and largest value of every feature over `rows`, float64, in blocks of `budget_bytes`."""
+    block_rows = max(1, min(1024, budget_bytes // (2 * source.n_features * source.dtype.itemsize)))
     low, high = np.full(source.n_features, np.inf), np.full(source.n_features, -np.inf)
     for start in range(0, len(rows), block_rows):
         X = source.block(rows[start : start + block_rows]).X

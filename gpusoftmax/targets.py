@@ -1,5 +1,7 @@
 """From what users call y to what kernels call targets: class indices or soft targets, checked block by block."""
 
+import contextlib
+
 import numpy as np
 
 BLOCK_ROWS = 1 << 16
@@ -43,11 +45,37 @@ def check_class_indices(targets: np.ndarray, n_classes: int) -> np.ndarray:
     return targets.astype(np.min_scalar_type(n_classes), copy=False)
 
 
-def check_soft_targets(targets: np.ndarray) -> None:
-    """Raise ValueError unless every row is a distribution over the classes.
+def check_class_names(classes, n_classes: int) -> np.ndarray:
+    """Return the labels of the columns of soft targets, by default 0, 1, …; raise ValueError if two are the same."""
+    if classes is None:
+        return np.arange(n_classes)
+    classes = np.asarray(classes)
+    if classes.shape != (n_classes,):
+        raise ValueError(
+            f"classes must name the {n_classes} columns of y in one dimension, got an array of shape {classes.shape}."
+        )
+    if len(set(classes.tolist())) < n_classes or any(name != name for name in classes.tolist()):
+        raise ValueError(f"classes must be distinct and hold no NaN, got {classes.tolist()}.")
+    return classes
+
+
+def check_soft_targets(targets: np.ndarray) -> np.ndarray:
+    """Return the targets as numbers; raise unless every row is a distribution over the classes.
 
     Sums may differ from one by what rounding in the targets' own dtype explains.
+
+    Raises
+    ------
+    TypeError
+        The targets are not real numbers.
+    ValueError
+        Some row is off the simplex.
     """
+    if targets.dtype.kind == "O":
+        with contextlib.suppress(TypeError, ValueError):  # refused below
+            targets = targets.astype(np.float64)
+    if targets.dtype.kind not in "biuf":
+        raise TypeError(f"Soft targets must be numbers, got dtype {targets.dtype}.")
     floating = targets.dtype if targets.dtype.kind == "f" else np.dtype(np.float64)
     tolerance = max(64 * np.finfo(floating).eps, 1e-6)
     for start in range(0, len(targets), BLOCK_ROWS):
@@ -60,3 +88,4 @@ def check_soft_targets(targets: np.ndarray) -> None:
                 f"{block[row].min():.6g} and sum {block[row].sum(dtype=np.float64):.6g}. "
                 "Divide each row by its sum, or give labels as a one-dimensional y."
             )
+    return targets

@@ -1,6 +1,5 @@
 """The one place where source, plan, objective, penalty and solver meet."""
 
-import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,11 +7,12 @@ import numpy as np
 from gpusoftmax.backends import Backend
 from gpusoftmax.objective import MetricRows, SoftmaxObjective
 from gpusoftmax.penalties import L2
-from gpusoftmax.plan import plan_fit
+from gpusoftmax.plan import metric_sample, plan_fit
 from gpusoftmax.solvers.base import Callback, Solution
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource, feature_range, sample_rows, weight_per_class
 
+DEFAULT_RANGE_BYTES = 2 << 20
 OFFSET_RATIO = 32  # a feature is centred where its offset exceeds its half range by this: float32 would lose 5 bits
 
 
@@ -76,20 +76,18 @@ def train(
     """
     n_problems = len(training.C)
     shape = (source.n_features + 1, n_problems, training.n_classes)
-    make_plan = functools.partial(
-        plan_fit,
-        *(source.n_rows, source.n_features, n_problems, training.n_classes, source.dtype, backend.facts()),
-        is_soft=source.targets.ndim == 2,
-        budget_bytes=training.budget_bytes,
-    )
-    plan, metric_plan = make_plan(is_direct=source.is_direct)
-    rows = sample_rows(source.n_rows, metric_plan.n_rows, training.seed)
-    low, high = feature_range(source, rows, metric_plan.block_rows)
+    rows = sample_rows(source.n_rows, metric_sample(source.n_rows, source.n_features), training.seed)
+    low, high = feature_range(source, rows, training.budget_bytes or DEFAULT_RANGE_BYTES)
     center = find_center(low, high) if training.has_intercept else None
     if center is not None:
         source = replace(source, center=center)
         low, high = low - center, high - center
-        plan, metric_plan = make_plan(is_direct=False)
+    plan, metric_plan = plan_fit(
+        *(source.n_rows, source.n_features, n_problems, training.n_classes, source.dtype, backend.facts()),
+        is_soft=source.targets.ndim == 2,
+        is_direct=source.is_direct,
+        budget_bytes=training.budget_bytes,
+    )
     total, per_class = weight_per_class(source, n_problems, training.n_classes)
     if not (total > 0).all():
         raise ValueError(

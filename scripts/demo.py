@@ -245,9 +245,10 @@ def settings() -> str:
     memory = "VmHWM - VmRSS" if can_reset_peak() else "getrusage"
     return (
         f"{versions}\nPython {platform.python_version()}, {os.cpu_count()} CPUs, {n_threads} BLAS threads\n"
-        f"Both: C = {C:g}, tol = {TOL:g}, max_iter = {MAX_ITER} (scikit-learn's default: 100), else defaults;\n"
-        "one run each, in a fresh process, without warm-up. Objective and gradient: one\n"
-        f"float64 judge. Extra MB: peak during fit beyond that before ({memory}).\n"
+        f"Both: C = {C:g}, tol = {TOL:g}, max_iter = {MAX_ITER} (scikit-learn's default is 100), all else\n"
+        "default; one run each, in a fresh process, without warm-up. Objective and\n"
+        "gradient: one float64 judge. Extra MB: peak during fit beyond what was held\n"
+        f"before ({memory}).\n"
     )
 
 
@@ -270,20 +271,24 @@ def table(data_set: str, rows: Rows) -> Table:
 
 
 def in_words(rows: Rows, load: float) -> str:
-    """Say how gpusoftmax compares with scikit-learn, whichever is better."""
+    """Say how gpusoftmax compares with scikit-learn, whichever is better.
+
+    `load` is the machine's before the first fit: fits that share their CPUs can take several times their seconds.
+    """
     ours, theirs = (rows[library] for library in LIBRARIES)
     if isinstance(ours, str) or isinstance(theirs, str):
         return "no comparison, for a fit failed"
     lower = 1 - ours.objective / theirs.objective
     points = 100 * (ours.accuracy - theirs.accuracy)
     n_cpus = os.cpu_count() or 1
-    busy = f" (on a busy machine: load {load:.1f} on {n_cpus} CPUs before)" if load > 0.75 * n_cpus else ""
     memory = [max(row.memory_bytes, 1e5) for row in (ours, theirs)]  # 0.1 MB is what the table resolves
     words = [
         f"objective {'lower' if lower > 0 else 'higher'} by {100 * abs(lower):.2g} %",
         f"accuracy {'higher' if points > 0 else 'lower'} by {abs(points):.2g} points" if points else "accuracy equal",
         _ratio(theirs.passes / ours.passes, "fewer passes", "more passes", "about as many passes"),
-        _ratio(theirs.seconds / ours.seconds, "faster", "slower", "about as fast") + busy,
+        f"speed not compared since other programs ran (load {load:.1f} on {n_cpus} CPUs)"
+        if load > 0.75 * n_cpus
+        else _ratio(theirs.seconds / ours.seconds, "faster", "slower", "about as fast"),
         _ratio(memory[1] / memory[0], "less extra memory", "more extra memory", "about as much extra memory"),
     ]
     return ", ".join(words)
@@ -352,7 +357,8 @@ def main() -> int:
         sys.stdout.write(json.dumps(work(*arguments.worker)) + "\n")
         return 0
     if arguments.figure and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--figure draws with matplotlib, which is missing: pip install gpusoftmax[plots]")
+        command = f"{sys.executable} -m pip install matplotlib"
+        parser.error(f"--figure needs matplotlib: pip install gpusoftmax[plots], or in this clone: {command}")
     out, log = Console(highlight=False), Console(stderr=True, highlight=False)
     load = os.getloadavg()[0]
     out.print(settings(), soft_wrap=True)

@@ -12,7 +12,7 @@ from oracle import FLOAT32, FLOAT64, hand_plan, make_data
 from gpusoftmax.backends import NumpyBackend
 from gpusoftmax.exceptions import WorkspaceError
 from gpusoftmax.kernels import cpu
-from gpusoftmax.plan import METRIC_ROWS, DeviceFacts, plan_fit, plan_pass
+from gpusoftmax.plan import METRIC_ROWS, DeviceFacts, metric_sample, plan_fit, plan_pass
 from gpusoftmax.sources import ArraySource
 
 SIZES = st.tuples(
@@ -230,8 +230,9 @@ class TestPlanFit:
     def test_without_a_budget_the_pass_is_the_plan_of_the_pass(self, sizes, facts, kind):
         plan, metric = plan_fit(*sizes, facts, **kind)
         assert plan == plan_pass(*sizes, facts, **kind)
-        assert 1 <= metric.block_rows <= metric.n_rows <= sizes[0]
-        assert metric.n_rows >= min(sizes[0], METRIC_ROWS)
+        n_sample = metric_sample(sizes[0], sizes[1])
+        assert 1 <= metric.block_rows <= n_sample <= sizes[0]
+        assert n_sample >= min(sizes[0], METRIC_ROWS)
 
     @given(SIZES, FACTS, KIND, BUDGET)
     def test_metric_bytes_grow_with_what_it_holds(self, sizes, facts, kind, budget):
