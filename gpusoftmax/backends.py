@@ -9,12 +9,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, Self
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from gpusoftmax.exceptions import NonFiniteError
 from gpusoftmax.kernels import cpu
@@ -180,10 +180,13 @@ class _Lanes:
             work_through(self._workspaces[0])
             return states
         with _one_blas_thread:
-            futures = [self._pool.submit(work_through, work) for work in self._workspaces]
+            futures = {self._pool.submit(work_through, work) for work in self._workspaces}
+            pending = futures
             try:
-                for future in futures:
-                    future.result()
+                while pending:  # a wait without end would not notice Ctrl-C where system calls are restarted
+                    done, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
             finally:
                 stop.set()
                 wait(futures)
@@ -208,7 +211,7 @@ class _BlasThreads:
     def count(self) -> int:
         """Return how many threads BLAS uses when it is not held."""
         with self._lock:
-            return self._n_threads if self._n_users else self._current()
+            return self._n_threads if self._n_users > 0 else self._current()
 
     def _current(self) -> int:
         blas = self._controller.select(user_api="blas").lib_controllers
@@ -216,16 +219,25 @@ class _BlasThreads:
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._n_users == 0:
-                self._n_threads = self._current()
-                self._limit = self._controller.limit(limits=1, user_api="blas")
             self._n_users += 1
+            if self._n_users == 1:
+                self._n_threads = self._current()
+                _control_openblas()
+                self._limit = self._controller.limit(limits=1, user_api="blas")
 
     def __exit__(self, *exception: object) -> None:
         with self._lock:
             self._n_users -= 1
             if self._n_users == 0:
+                _control_openblas()  # the last to leave need not be the first that came
                 self._limit.restore_original_limits()
+                _control_openblas()
+
+
+def _control_openblas() -> None:
+    """Let this thread set OpenBLAS's threads: threadpoolctl 3.8 heeds only the first that did."""
+    if hasattr(OpenBLASController, "clear_controlling_thread"):
+        OpenBLASController.clear_controlling_thread(force=True)
 
 
 _one_blas_thread = _BlasThreads()

@@ -4,6 +4,7 @@ import numpy as np
 from sklearn.utils.validation import check_array
 
 from gpusoftmax.backends import get_backend
+from gpusoftmax.exceptions import NonFiniteError
 from gpusoftmax.plan import plan_pass
 from gpusoftmax.sources import ArraySource, compute_dtype
 from gpusoftmax.targets import check_class_indices, check_soft_targets
@@ -44,6 +45,8 @@ def loss_and_gradient(
     ------
     ValueError
         Shapes disagree, values are not finite, targets or weights are out of range.
+    NonFiniteError
+        The logits, the loss or the gradient overflow.
     WorkspaceError
         `memory_budget` is too small; the message names one that fits.
 
@@ -97,6 +100,8 @@ def loss_and_gradient(
         budget_bytes=memory_budget,
     )
     loss, gradient = backend.fused_pass(source, plan).loss_and_gradient(params, label_smoothing)
+    if not (np.isfinite(loss).all() and np.isfinite(gradient).all()):
+        raise NonFiniteError(f"Logits, loss or gradient left the range of {dtype.name}: rescale X, W or the weights.")
     total = n_rows if weights is None else weights.sum(dtype=np.float64)
     gradient /= total
     return float(loss[0] / total), gradient[:-1, 0], gradient[-1, 0] if b is not None else None

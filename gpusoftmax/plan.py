@@ -108,9 +108,14 @@ class Plan:
         return self.n_threads * self.thread_bytes + self.n_lanes * self.lane_bytes
 
     def tasks(self, lane: int) -> Iterator[slice]:
-        """Yield the rows of each task of a lane."""
+        """Yield the rows of each task of a lane; what fills no whole block at the end is a task of its own."""
         for start in range(lane * self.task_rows, self.n_rows, self.n_lanes * self.task_rows):
-            yield slice(start, min(start + self.task_rows, self.n_rows))
+            stop = min(start + self.task_rows, self.n_rows)
+            whole = stop - (stop - start) % self.block_rows
+            if whole > start:
+                yield slice(start, whole)
+            if whole < stop:
+                yield slice(whole, stop)
 
     def explain(self) -> str:
         """Return the choices in words."""

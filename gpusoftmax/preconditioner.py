@@ -14,8 +14,6 @@ import scipy.linalg
 
 from gpusoftmax.exceptions import NonFiniteError
 
-FLOOR = 1e-9  # of the metric's unit diagonal: directions that neither data nor penalty determine
-
 
 @dataclass(frozen=True)
 class KroneckerMetric:
@@ -115,7 +113,7 @@ def kronecker_metric(
     penalised = strength / reference if reference else strength
     curvature = (np.maximum(sigma, 0) / level)[:, np.newaxis, :] * share[:, np.newaxis]
     curvature += penalised[:, np.newaxis, np.newaxis] * (1 - share)[:, np.newaxis]
-    np.maximum(curvature, FLOOR, out=curvature)
+    np.maximum(curvature, np.sqrt(precision), out=curvature)  # undetermined directions must not magnify rounding
     return KroneckerMetric(T.astype(dtype, copy=False), U, curvature.astype(dtype), n_passes)
 
 

@@ -406,7 +406,7 @@ class TestCurvature:
 
 
 class TestWorkspace:
-    @pytest.mark.parametrize(("n_rows", "expected"), [(12, (3, 4)), (8, (2, 4)), (4, (1, 4)), (3, (1, 3)), (9, (1, 9))])
+    @pytest.mark.parametrize(("n_rows", "expected"), [(12, (3, 4)), (8, (2, 4)), (4, (1, 4)), (3, (1, 3)), (1, (1, 1))])
     def test_split(self, n_rows, expected):
         data = make_data(100, 3, 1, 2)
         assert cpu.Workspace(hand_plan(data, block_rows=4, stack=3)).split(n_rows) == expected

@@ -25,9 +25,9 @@ class Workspace:
         self.rows = None if plan.is_direct else np.empty(rows * plan.n_features, dtype)
 
     def split(self, n_rows: int) -> tuple[int, int]:
-        """Return (n_blocks, block_rows) for a task of `n_rows`; a ragged last task is one block."""
-        block = self.plan.block_rows
-        return (n_rows // block, block) if n_rows % block == 0 else (1, n_rows)
+        """Return (n_blocks, block_rows) for a task of `n_rows`: whole blocks, or the rows left over at the end."""
+        block = min(self.plan.block_rows, n_rows)
+        return n_rows // block, block
 
 
 class Sums:
@@ -145,7 +145,7 @@ def accumulate(X: np.ndarray, z: np.ndarray, work: Workspace, sums: Sums) -> Non
     stack = X.reshape(n_blocks, rows, plan.n_features)
     gradient = work.gradient[: n_blocks * sums.gradient.size].reshape(n_blocks, *sums.gradient.shape)
     np.matmul(wide, stack, out=gradient)
-    sums.gradient += gradient[0] if n_blocks == 1 else gradient.sum(axis=0)
+    sums.gradient += gradient[0] if n_blocks == 1 else gradient.sum(axis=0, dtype=sums.gradient.dtype)
     sums.intercept += wide.sum(axis=2).sum(axis=0, dtype=np.float64)
 
 

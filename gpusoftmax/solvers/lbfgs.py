@@ -224,6 +224,7 @@ class _Run:
         self.take(taken, trial, value, gradient)
         is_hopeless = failed & ~state.pairs.age.any(axis=1)
         state.pairs.forget(failed)
+        state.step[failed] = 1.0
         self.aim(taken | (failed & ~is_hopeless))
         self.count_stalls(taken)
         limit = np.where(np.isfinite(value), Status.PRECISION_REACHED, Status.NON_FINITE)
