@@ -52,8 +52,7 @@ def check_class_names(classes, n_classes: int) -> np.ndarray:
     classes = np.asarray(classes)
     if classes.shape != (n_classes,):
         raise ValueError(
-            f"classes must be a 1d array and name the {n_classes} columns of y, got {classes.size} names in an array "
-            f"of shape {classes.shape}."
+            f"classes must name the {n_classes} columns of y in one dimension, got an array of shape {classes.shape}."
         )
     if len(set(classes.tolist())) < n_classes or any(name != name for name in classes.tolist()):
         raise ValueError(f"classes must be distinct and hold no NaN, got {classes.tolist()}.")

@@ -15,7 +15,7 @@ import numpy as np
 from gpusoftmax.solvers.base import Callback, Metric, Objective, Progress, Solution, Status
 from gpusoftmax.solvers.line_search import Bracket, is_acceptable, is_too_short, next_step
 
-STEP_GROWTH = 2.0  # of the first trial over the last step taken, up to one: where units are too long, they stay so
+STEP_GROWTH = 8.0  # of the first trial over the last step taken, up to one: where units are too long, they stay so
 MAX_TRIALS = 30  # of one line search
 MAX_STALLED = 12  # steps in a row that together lowered neither the objective nor its estimated remaining decrease
 DECREASE_PER_TOL = 3e-4  # relative remaining decrease that goes with tol: 3e-8 at scikit-learn's 1e-4
