@@ -163,7 +163,8 @@ def plan_pass(
     block = SMALL_GEMM_FLOPS // (n_features * columns)
     if block >= 64:
         block = min(block, 1024)
-        rows = min(facts.cache_bytes // (2 * n_features * size), facts.cache_bytes // (4 * columns * size))
+        # Tasks several times the cache: a smaller one is over before the interpreter has called its ten ufuncs.
+        rows = min(3 * facts.cache_bytes // (n_features * size), facts.cache_bytes // (columns * size))
         stack = max(1, rows // block)
     else:
         block, stack = min(1024, max(128, WIDE_BLOCK_BYTES // (columns * size))), 1
