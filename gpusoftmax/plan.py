@@ -165,7 +165,7 @@ def plan_pass(
         block = min(block, 1024)
         # Tasks several times the cache: a smaller one is over before the interpreter has called its ten ufuncs.
         rows = min(3 * facts.cache_bytes // (n_features * size), facts.cache_bytes // (columns * size))
-        stack = max(1, rows // block)
+        stack = max(1, min(rows, n_rows // (facts.n_threads * LANES_PER_THREAD)) // block)
     else:
         block, stack = min(1024, max(128, WIDE_BLOCK_BYTES // (columns * size))), 1
     is_gradient_small = n_features * columns * 8 <= SMALL_GRADIENT_BYTES
