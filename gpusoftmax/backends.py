@@ -132,7 +132,7 @@ class NumpyPass:
         return total.loss, gradient
 
     def curvature(self, params: np.ndarray, scale: np.ndarray, plan: MetricPlan, rows: np.ndarray):
-        """Return the metric's sums over `rows`, block by block, BLAS using its own threads."""
+        """Return the metric's sums over `rows`, block by block."""
         sums = cpu.CurvatureSums(len(scale), params.shape[1], params.shape[2], plan)
         compute = np.ascontiguousarray(params, self.plan.dtype)
         for start in range(0, len(rows), plan.block_rows):

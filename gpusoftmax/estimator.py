@@ -45,7 +45,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     fit_intercept : bool, default=True
     class_weight : dict, "balanced" or None, default=None
         Multiplies the weight of each sample by the weight of its class. With soft targets, every class's term of the
-        loss is multiplied.
+        loss is multiplied. Label smoothing comes after: the smoothed row has the weight of the row before.
     label_smoothing : float in [0, 1), default=0.0
         Targets become ``(1 - label_smoothing) · t + label_smoothing / n_classes``.
     tol : float, default=1e-4
@@ -61,8 +61,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         Above 0, report progress on standard error.
     device : {"auto", "cpu"}, default="auto"
     memory_budget : int or None, default=None
-        Most bytes of workspace beside X, y, the weights and the solver's vectors of the size of `coef_`; None for what
-        runs best.
+        Most bytes of workspace beside X, y, the weights and the solver's vectors, (n_features + 1) · n_classes numbers
+        each; None for what runs best.
 
     Attributes
     ----------
@@ -74,7 +74,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     n_iter_ : array of shape (1,), int32
         Steps taken.
     n_passes_ : float
-        Passes over X, those for the metric included; a sample of the rows counts as a fraction.
+        Evaluations of the objective, and estimates of the metric as the fraction of the rows that they read. Checking
+        X for finite values and offsets reads it once more.
     status_ : Status
         How the fit ended; ``status_.sentence`` says it in words.
     objective_ : float
@@ -167,11 +168,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             self._validate_params()
             X, targets, classes = self._validate_data_for_fit(X, y, classes)
             dtype = compute_dtype(X.dtype)
-            source = ArraySource(X, targets, self._row_weights(X, sample_weight, dtype), dtype)
+            weights, weight_unit = self._row_weights(X, sample_weight, dtype)
+            source = ArraySource(X, targets, weights, dtype)
             source = replace(source, class_weight=self._class_weight(source, classes))
             solution, center = train(
                 Training(
-                    C=np.array([self.C / 2 if len(classes) == 2 else self.C], dtype=np.float64),
+                    C=np.array([self.C / 2 if len(classes) == 2 else self.C]) * weight_unit,
                     n_classes=len(classes),
                     has_intercept=self.fit_intercept,
                     label_smoothing=self.label_smoothing,
@@ -239,11 +241,15 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return validated
 
     def _row_weights(self, X, sample_weight, dtype):
-        """Return weights (n_samples, 1), or None for ones."""
+        """Return weights (n_samples, 1), or None for ones, and the power of two they are counted in.
+
+        Only C times the total weight matters, so weights of any size keep their precision in the compute dtype.
+        """
         if sample_weight is None:
-            return None
-        weights = _check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
-        return weights[:, np.newaxis]
+            return None, 1.0
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        unit = np.ldexp(1.0, np.frexp(weights.max())[1] - 1)
+        return (weights / unit).astype(dtype)[:, np.newaxis], unit
 
     def _class_weight(self, source, classes):
         """Return the factor of each class's term of the loss (n_classes,), or None for ones."""

@@ -19,7 +19,8 @@ def loss_and_gradient(
 
         loss = -1/S Σ_i s_i Σ_k t_ik log y_ik      grad_W = XᵀG / S      grad_b = 1ᵀG / S
 
-    No array of shape (n_samples, n_classes) is made, and X is not copied.
+    No array of shape (n_samples, n_classes) is made, and X is not copied. Checking that X is finite reads it a second
+    time; ``sklearn.config_context(assume_finite=True)`` leaves that out.
 
     Parameters
     ----------

@@ -123,8 +123,9 @@ def _feature_basis(A, penalty, ridge):
     Solving against the sum of both, scaled to a unit diagonal, is accurate whichever of the two dominates a feature.
     Overwrites A, and makes two more matrices of its size.
     """
-    diagonal = (np.diagonal(A) if A.ndim == 2 else A) + penalty
-    unit = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    curvature = np.diagonal(A) if A.ndim == 2 else A
+    # A feature without curvature stays as it is: scaling by a penalty next to nothing would overflow.
+    unit = 1 / np.sqrt(np.where(curvature > 0, curvature + penalty, 1.0))
     if A.ndim == 1:
         return unit, np.clip(unit**2 * A, 0, 1)
     A *= unit

@@ -127,7 +127,7 @@ def feature_range(source: ArraySource, rows: np.ndarray, budget_bytes: int) -> t
 def weight_per_class(source: ArraySource, n_problems: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return each problem's total weight (n_problems,) and its weight per class (n_problems, n_classes), float64."""
     total, per_class = np.zeros(n_problems), np.zeros((n_problems, n_classes))
-    step = 1 << 16
+    step = max(1, (1 << 16) // (n_classes if source.targets.ndim == 2 else 1))  # half a megabyte at most
     for start in range(0, source.n_rows, step):
         targets, weights = source.targets_and_weights(slice(start, start + step))
         weights = np.ones((len(targets), 1)) if weights is None else weights.astype(np.float64)

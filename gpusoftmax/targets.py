@@ -78,9 +78,10 @@ def check_soft_targets(targets: np.ndarray) -> np.ndarray:
         raise TypeError(f"Soft targets must be numbers, got dtype {targets.dtype}.")
     floating = targets.dtype if targets.dtype.kind == "f" else np.dtype(np.float64)
     tolerance = max(64 * np.finfo(floating).eps, 1e-6)
-    for start in range(0, len(targets), BLOCK_ROWS):
-        block = targets[start : start + BLOCK_ROWS]
-        is_wrong = (block < 0).any(axis=1) | ~(np.abs(block.sum(axis=1, dtype=np.float64) - 1) <= tolerance)
+    step = max(1, BLOCK_ROWS // targets.shape[1])
+    for start in range(0, len(targets), step):
+        block = targets[start : start + step]
+        is_wrong = (block.min(axis=1) < 0) | ~(np.abs(block.sum(axis=1, dtype=np.float64) - 1) <= tolerance)
         if is_wrong.any():
             row = int(is_wrong.argmax())
             raise ValueError(

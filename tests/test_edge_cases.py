@@ -388,3 +388,22 @@ def test_fits_at_once_are_each_as_alone(two_blas_threads):
             assert_array_equal(one.coef_, other.coef_)
             assert_array_equal(one.intercept_, other.intercept_)
             assert one.n_passes_ == other.n_passes_
+
+
+@pytest.mark.parametrize("C", [1e20, 1e100, 1e300])
+def test_a_penalty_next_to_nothing_is_none(C):
+    X, y = offset_data()
+    X = np.column_stack([X, np.zeros(len(X))])
+    weak, none = SoftmaxRegression(C=C).fit(X, y), SoftmaxRegression(C=np.inf).fit(X, y)
+    assert weak.status_ == none.status_ == Status.CONVERGED
+    assert_allclose(weak.objective_, none.objective_, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2.0**-130, 2.0**120])
+def test_weights_of_any_size_are_counted_in_a_unit_of_their_own(scale):
+    X, y = offset_data()
+    X = X.astype(np.float32)
+    weights = np.linspace(0.5, 2, len(X))
+    plain = SoftmaxRegression().fit(X, y, weights)
+    scaled = SoftmaxRegression(C=1 / scale).fit(X, y, weights * scale)
+    assert_array_equal(plain.coef_, scaled.coef_)

@@ -76,3 +76,17 @@ def test_pass_keeps_its_budget(budget, is_direct, is_soft):
     narrow_targets = 0 if is_soft else 100_000
     overhead = 100_000 + 20 * 65536 * is_soft  # threads and small objects; the check of soft targets, block by block
     assert peak <= budget + narrow_targets + overhead
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_fit_to_soft_targets_makes_no_array_of_their_size(class_weight):
+    rng = np.random.default_rng(0)
+    X, targets = rng.standard_normal((20_000, 3)), rng.dirichlet(np.ones(200), 20_000).astype(np.float32)
+    clf = gs.SoftmaxRegression(class_weight=class_weight, memory_budget=2_000_000)
+    tracemalloc.start()
+    clf.fit(X, targets)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    solver = 44 * 8 * 4 * 200
+    assert peak <= 2_000_000 + solver + 1_000_000  # small objects and the checks, block by block
+    assert peak < targets.nbytes / 2

@@ -48,11 +48,12 @@ class LBFGS:
     def minimize(self, objective: Objective, params, callback: Callback | None = None) -> Solution:
         """Minimise every problem's objective from `params`, which are not modified."""
         run = _Run(self, objective, params)
-        while run.state.problem.size:
-            run.advance()
+        while True:
             if callback is not None and callback(run.progress()):
                 run.end(np.full(run.state.problem.shape, Status.STOPPED))
-        return run.solution
+            if not run.state.problem.size:
+                return run.solution
+            run.advance()
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """A line search for many problems at once, one evaluation at a time.
 
-Each problem holds its own bracket. After an evaluation, `judge` says which trial steps are acceptable and `next_step`
-proposes the others' next trial. Both see only values and slopes along the line, arrays of shape (n_problems,).
+Each problem holds its own bracket. After an evaluation, `is_acceptable` says which trial steps may be taken and
+`next_step` proposes the others' next trial. Both see only values and slopes along the line, one per problem.
 """
 
 from dataclasses import dataclass
