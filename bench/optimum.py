@@ -96,6 +96,7 @@ def compare(name: str, X, y, max_iter: int) -> Iterator[dict]:
                         row["ours_passes"] = round(model.n_passes_, 1)
                         row["ours_status"] = model.status_.name
                         row["ours_gradient_norm"] = model.gradient_norm_
+                row["sklearn_max_iter"] = max_iter
                 row["relative_difference"] = row["ours_objective"] / row["sklearn_objective"] - 1
                 row["holds"] = row["relative_difference"] <= 1e-6
                 yield row
