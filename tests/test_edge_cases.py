@@ -287,10 +287,14 @@ class CtrlC:
 
 @pytest.fixture
 def ctrl_c():
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # a shell that runs us in the background has it ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     ctrl_c = CtrlC(seconds=0.3)
     yield ctrl_c
     ctrl_c.thread.join()
+    if before is not signal.default_int_handler:
+        signal.signal(signal.SIGINT, before)
 
 
 def fit_until_interrupted(clf, X, y, ctrl_c):
