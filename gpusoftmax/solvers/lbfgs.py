@@ -100,7 +100,7 @@ class _Pairs:
         """Return what to multiply the metric by, given the curvature along each problem's newest step.
 
         The classical scale sᵀy / yᵀHy trusts that one step alone, no scale trusts the metric alone; their geometric
-        mean needed fewest passes on every data set tried. It keeps unit steps acceptable.
+        mean needed fewest passes to a gap of 1e-4 on MNIST-10k, digits and letters. It keeps unit steps acceptable.
         """
         problems = np.arange(len(self.age))
         newest = self.age.argmax(axis=1)
