@@ -1,1 +1,1 @@
-"""Benchmarks: run by hand, results kept under `bench/results/`."""
+"""Benchmarks: `python -m bench MEASURE` runs cases × libraries and keeps results; README.md beside this says how."""

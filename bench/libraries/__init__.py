@@ -1,0 +1,40 @@
+"""The libraries that are compared: one adapter a file, each answering `base.PassLibrary` or `base.FitLibrary`."""
+
+from bench.libraries.base import FitLibrary, PassLibrary
+from bench.libraries.cuda import Cuml, ScikitLearnOnCupy
+from bench.libraries.floors import ReadOnce, TwoGemms
+from bench.libraries.jax_jit import Jax
+from bench.libraries.linear_cross_entropy import KERNELS, LinearCrossEntropy
+from bench.libraries.naive import Naive
+from bench.libraries.ours import Ours
+from bench.libraries.pytorch import PyTorch
+from bench.libraries.pytorch_lbfgs import PyTorchLBFGS
+from bench.libraries.scikit_learn import ScikitLearn
+
+OURS, SCIKIT_LEARN, GEMMS, READ = Ours(), ScikitLearn(), TwoGemms(), ReadOnce()
+
+PASS: tuple[PassLibrary, ...] = (
+    OURS,
+    SCIKIT_LEARN,
+    PyTorch(),
+    PyTorch("PyTorch compiled", is_compiled=True),
+    LinearCrossEntropy("PyTorch linear_cross_entropy", "cpu"),
+    Jax(),
+    Naive(),
+    GEMMS,
+    READ,
+    Ours("gpusoftmax CUDA", "cuda"),
+    PyTorch("PyTorch CUDA", "cuda"),
+    *(LinearCrossEntropy(kernel) for kernel in KERNELS),
+)
+FIT: tuple[FitLibrary, ...] = (
+    OURS,
+    SCIKIT_LEARN,
+    ScikitLearn("scikit-learn newton-cg", "newton-cg"),
+    ScikitLearn("scikit-learn newton-cholesky", "newton-cholesky"),
+    PyTorchLBFGS(),
+    Ours("gpusoftmax CUDA", "cuda"),
+    ScikitLearnOnCupy(),
+    Cuml(),
+    PyTorchLBFGS("PyTorch LBFGS CUDA", "cuda"),
+)
