@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -47,13 +47,13 @@ def measure(options: Options, results: Results) -> None:
     for case in options.choose_cases(cases.PASS, cases.SMOKE_PASS):
         results.say(f"making {case.name}")
         data = cases.make(case, options.data)
-        for row in compare(case, data, options.choose_libraries(libraries.PASS), options, results):
+        for row in compare(case, data, options.choose_libraries(libraries.PASS), options, results.say):
             results.add("pass", row)
 
 
 def compare(
-    case: Case, data: Data, candidates: Iterable[PassLibrary], options: Options, results: Results
-) -> Iterable[Row]:
+    case: Case, data: Data, candidates: Iterable[PassLibrary], options: Options, say: Callable[[str], None]
+) -> list[Row]:
     """Return the case's rows: those that failed first, then those with times."""
     n_rows, n_features = data.X.shape
     shape = {"n_rows": n_rows, "n_features": n_features, "n_classes": data.n_classes}
@@ -71,12 +71,12 @@ def compare(
             return None
 
     for library in candidates:
-        results.say(f"{case.name}: checking {library.name}")
+        say(f"{case.name}: checking {library.name}")
         if (turn := attempt(library, check, library, data, W, b, truth)) is not None:
             turns.append(turn)
     for i in range(1 if options.is_smoke else options.n_rounds):
         for turn in list(turns):
-            results.say(f"{case.name}: round {i + 1} of {options.n_rounds}, {turn.library.name}")
+            say(f"{case.name}: round {i + 1} of {options.n_rounds}, {turn.library.name}")
             n_failed = len(failed)
             attempt(turn.library, turn.run, is_smoke=options.is_smoke)
             if len(failed) > n_failed:
