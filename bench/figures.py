@@ -25,7 +25,13 @@ def _canvas(path: Path, theme: str, n_panels: int) -> Iterator[tuple]:
     style |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
     sizes = (f"{axis}tick.{kind}.size" for axis in "xy" for kind in ("major", "minor"))
     style |= dict.fromkeys(sizes, 0)
-    style |= {"axes.grid": True, "axes.grid.axis": "y", "axes.facecolor": "none", "legend.frameon": False}
+    style |= {
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.axisbelow": True,
+        "axes.facecolor": "none",
+        "legend.frameon": False,
+    }
     style |= {"svg.hashsalt": "gpusoftmax", "axes.titlesize": 10, "font.size": 9}
     with mpl.rc_context(style):
         figure = Figure(figsize=(max(4.2, 2.8 * n_panels), 3.4), layout="constrained", facecolor="none")
@@ -67,16 +73,16 @@ def draw_bars(groups: dict[str, dict[str, float]], folder: Path, name: str, labe
     width = 0.8 / len(libraries)
     for theme in THEMES:
         with _canvas(folder / f"{name}-{theme}.svg", theme, 1) as (figure, (ax,), colours):
-            figure.set_size_inches(8.4, 3.4)
+            figure.set_size_inches(8.4, 3.4)  # wide: many bars
             for i, library in enumerate(libraries):
                 heights = [bars.get(library, 0) for bars in groups.values()]
                 places = [place + (i - (len(libraries) - 1) / 2) * width for place in range(len(groups))]
                 ax.bar(places, heights, 0.9 * width, color=colours[i % len(colours)], label=library)
             ax.set_xticks(range(len(groups)), groups)
             ax.set_ylabel(label)
-            _legend(figure, (ax,))
+            _legend(figure, [ax])
 
 
 def _legend(figure, axes) -> None:
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=max(2, min(4, len(axes) + 1)))

@@ -14,7 +14,7 @@ from bench.cases import Case, Data
 from bench.libraries.base import FitLibrary, Params
 from bench.one_pass import PAUSE_SECONDS
 from bench.options import Options
-from bench.recording import Deaf, Point, Recorder, TimeIsUpError
+from bench.recording import Counter, Point, Recorder, TimeIsUpError
 from bench.results import Results, Row, error_of
 from gpusoftmax import SoftmaxRegression
 
@@ -118,7 +118,7 @@ def run_all(case: Case, data: Data, options: Options, results: Results) -> list[
             results.say(f"{case.name}: {one.library.name}, fit {i + 1}")
             try:
                 if i == 0:
-                    one.library.fit(data.head(WARM_ROWS), Deaf())
+                    one.library.fit(data.head(WARM_ROWS), Counter())
                 time.sleep(0 if options.is_smoke else PAUSE_SECONDS)
                 one.run(options.limit_seconds)
             except Exception as error:  # whatever a library raises is its row

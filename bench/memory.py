@@ -16,7 +16,7 @@ from bench import cases, fresh, libraries
 from bench.cases import Case
 from bench.one_pass import params
 from bench.options import Options
-from bench.recording import Deaf
+from bench.recording import Counter
 from bench.results import Results
 
 
@@ -56,7 +56,7 @@ def one_pass(case: Case, library: libraries.PassLibrary, options: Options) -> tu
 def one_fit(case: Case, library: libraries.FitLibrary, options: Options) -> tuple[int, int]:
     """Return the extra bytes of the first and the second fit of this process."""
     data = cases.make(case, options.data, is_fetched=options.is_fetched)
-    return tuple(_extra_bytes(lambda: library.fit(data, Deaf())) for _ in range(2))
+    return tuple(_extra_bytes(lambda: library.fit(data, Counter())) for _ in range(2))
 
 
 def _extra_bytes(run: Callable) -> int:

@@ -201,7 +201,7 @@ def draw(folder: Path) -> None:
             and row["is_soft"] == "False"
             and row["library"] not in FLOORS
         ):
-            bars.setdefault(shape(row).replace(", ", "\n"), {})[row["library"]] = row["times_ours"]
+            bars.setdefault(shape(row).replace(", ", "\n× "), {})[row["library"]] = row["times_ours"]
     if bars:
         figures.draw_bars(bars, folder, "pass", "seconds of a pass over ours")
     over: figures.Panels = {}
@@ -240,25 +240,21 @@ def picture(name: str, folder: Path, document: Path, alt: str) -> str:
 
 def missing(rows: list[Row]) -> str:
     """Return which libraries have no figures, and why."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, None]] = {}
     for row in rows:
         if "error" in row:
-            who = row.get("library") or case_name(row)
-            reasons.setdefault(str(row["error"]), [])
-            if who not in reasons[row["error"]]:
-                reasons[row["error"]].append(who)
-    return "".join(
-        ["\nNot measured:\n\n", *(f"* {', '.join(who)}: {why}\n" for why, who in reasons.items())][: len(reasons) + 1]
-        if reasons
-        else []
-    )
+            reasons.setdefault(str(row["error"]), {})[str(row.get("library", case_name(row)))] = None
+    lines = [f"* {', '.join(who)}: {why}\n" for why, who in reasons.items()]
+    return "".join(["\nNot measured:\n\n", *lines]) if lines else ""
 
 
 def relative(folder: Path, document: Path) -> str:
+    """Return the folder as a link from a document's folder."""
     return Path(os.path.relpath(folder, document)).as_posix()
 
 
 def names(rows: list[Row]) -> list[str]:
+    """Return the libraries of some rows, in order."""
     return list(dict.fromkeys(row["library"] for row in rows))
 
 
@@ -269,8 +265,10 @@ def shape(row: Row) -> str:
 
 
 def case_name(row: Row) -> str:
+    """Return a case's name as a reader would write it."""
     return str(row["case"]).removesuffix("-float32").replace("-", " ")
 
 
 def number(value: float | None, spec: str = ".2f") -> str:
+    """Return a figure, or a dash where there is none."""
     return "–" if value is None or value != value else format(value, spec)

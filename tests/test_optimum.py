@@ -1,7 +1,5 @@
 """The promise of the true optimum: at equal tol, never above scikit-learn's objective, on data that it ships."""
 
-import csv
-import sys
 import warnings
 
 import numpy as np
@@ -11,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from bench.optimum import main, objective
+from bench.judge import objective
 from gpusoftmax import SoftmaxRegression, Status
 
 SETS = {
@@ -58,15 +56,3 @@ def test_needs_fewer_passes_than_unpreconditioned():
     """A fit of digits took 181 evaluations of plain L-BFGS; the metric must keep earning its place."""
     X, y = datasets.load_digits(return_X_y=True)
     assert SoftmaxRegression().fit(X, y).n_passes_ <= 110
-
-
-@pytest.mark.parametrize("mode", [[], ["--convergence"]])
-def test_benchmark_runs_and_says_which_set_is_missing(mode, tmp_path, monkeypatch, capsys):
-    arguments = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--sets", "iris", "letters", *mode]
-    monkeypatch.setattr(sys, "argv", ["bench.optimum", *arguments])
-    main()
-    (results,) = (tmp_path / "out").glob("*.csv")
-    rows = list(csv.DictReader(results.open()))
-    assert {row["data"] for row in rows if not row["error"]} == {"iris"}
-    assert [row["data"] for row in rows if "No such file" in row["error"]] == ["letters"]
-    assert "data=iris" in capsys.readouterr().out
