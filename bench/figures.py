@@ -1,5 +1,6 @@
 """Drawing results as SVG, for light and for dark pages."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,41 +36,38 @@ def _canvas(path: Path, theme: str, n_panels: int) -> Iterator[tuple]:
     style |= {"svg.hashsalt": "gpusoftmax", "axes.titlesize": 10, "font.size": 9}
     with mpl.rc_context(style):
         figure = Figure(figsize=(max(4.2, 2.8 * n_panels), 3.4), layout="constrained", facecolor="none")
-        yield figure, figure.subplots(1, n_panels, sharey=True, squeeze=False)[0], colours
+        yield figure, figure.subplots(1, n_panels, sharey=True, squeeze=False)[0], _Colours(colours)
         figure.savefig(path, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
 
 
-def draw_lines(panels: Panels, folder: Path, name: str, x_label: str, y_label: str, *, is_gap: bool = False) -> None:
-    """Draw a panel of lines for each title into NAME-light.svg and NAME-dark.svg, logarithmic but for x of gaps.
-
-    Gaps fall from left to right and have a dot at their end; they are cut off at what float32 resolves.
-    """
-    libraries = list(dict.fromkeys(library for lines in panels.values() for library in lines))
+def draw_gaps(panels: Panels, folder: Path, name: str, x_label: str, x_scale: str) -> None:
+    """Draw the lowest relative gap so far, cut off at what float32 resolves, with a dot where a fit ends."""
     for theme in THEMES:
         with _canvas(folder / f"{name}-{theme}.svg", theme, len(panels)) as (figure, axes, colours):
-            for ax, (title, lines) in zip(axes, panels.items(), strict=True):
-                for library, line in lines.items():
-                    x, y = zip(*line, strict=True)
-                    colour = colours[libraries.index(library) % len(colours)]
-                    y = [max(value, LEAST_GAP) for value in y] if is_gap else y
-                    ax.plot(x, y, color=colour, label=library, marker=None if is_gap else ".")
-                    if is_gap:
-                        ax.plot(x[-1], y[-1], "o", color=colour, markersize=5)
-                ax.set(
-                    xlabel=x_label,
-                    title=title,
-                    yscale="log",
-                    xscale="linear" if x_label.startswith("passes") else "log",
-                )
-            if is_gap:
-                axes[0].set_yticks((LEAST_GAP, 1e-5, 1e-3, 0.1, 10), ("≤ 1e-7", "1e-5", "0.001", "0.1", "10"))
-            axes[0].set_ylabel(y_label)
+            for ax, library, line in _lines(axes, panels, x_label):
+                x, gaps = zip(*line, strict=True)
+                lowest = [max(gap, LEAST_GAP) for gap in itertools.accumulate(gaps, min)]
+                ax.plot(x, lowest, color=colours[library], label=library)
+                ax.plot(x[-1], lowest[-1], "o", color=colours[library], markersize=5)
+                ax.set(xscale=x_scale, yscale="log")
+            axes[0].set_yticks((LEAST_GAP, 1e-5, 1e-3, 0.1, 10), ("≤ 1e-7", "1e-5", "0.001", "0.1", "10"))
+            axes[0].set_ylabel("relative gap to the optimum")
+            _legend(figure, axes)
+
+
+def draw_scaling(panels: Panels, folder: Path, name: str) -> None:
+    """Draw seconds over sizes, both logarithmic."""
+    for theme in THEMES:
+        with _canvas(folder / f"{name}-{theme}.svg", theme, len(panels)) as (figure, axes, colours):
+            for ax, library, line in _lines(axes, panels, "size"):
+                ax.loglog(*zip(*line, strict=True), color=colours[library], label=library, marker=".")
+            axes[0].set_ylabel("seconds")
             _legend(figure, axes)
 
 
 def draw_bars(groups: dict[str, dict[str, float]], folder: Path, name: str, label: str) -> None:
     """Draw a group of bars for each case, one a library, into NAME-light.svg and NAME-dark.svg."""
-    libraries = list(dict.fromkeys(library for bars in groups.values() for library in bars))
+    libraries = dict.fromkeys(library for bars in groups.values() for library in bars)
     width = 0.8 / len(libraries)
     for theme in THEMES:
         with _canvas(folder / f"{name}-{theme}.svg", theme, 1) as (figure, (ax,), colours):
@@ -77,10 +75,29 @@ def draw_bars(groups: dict[str, dict[str, float]], folder: Path, name: str, labe
             for i, library in enumerate(libraries):
                 heights = [bars.get(library, 0) for bars in groups.values()]
                 places = [place + (i - (len(libraries) - 1) / 2) * width for place in range(len(groups))]
-                ax.bar(places, heights, 0.9 * width, color=colours[i % len(colours)], label=library)
+                ax.bar(places, heights, 0.9 * width, color=colours[library], label=library)
             ax.set_xticks(range(len(groups)), groups)
             ax.set_ylabel(label)
             _legend(figure, [ax])
+
+
+class _Colours(dict):
+    """A colour for each library, in the order in which they are asked for."""
+
+    def __init__(self, colours: tuple[str, ...]):
+        self._colours = itertools.cycle(colours)
+
+    def __missing__(self, library: str) -> str:
+        self[library] = next(self._colours)
+        return self[library]
+
+
+def _lines(axes, panels: Panels, x_label: str) -> Iterator[tuple]:
+    """Yield axes, library and line of every panel, titled."""
+    for ax, (title, lines) in zip(axes, panels.items(), strict=True):
+        ax.set(title=title, xlabel=x_label)
+        for library, line in lines.items():
+            yield ax, library, line
 
 
 def _legend(figure, axes) -> None:

@@ -189,10 +189,9 @@ def draw(folder: Path) -> None:
     curves, panels = read(folder / "curves.csv"), {}
     for row in curves:
         lines = panels.setdefault(case_name(row), {})
-        line = lines.setdefault(row["library"], [])
-        line.append((row["seconds"], min(row["gap"], line[-1][1] if line else row["gap"])))
+        lines.setdefault(row["library"], []).append((row["seconds"], row["gap"]))
     if panels:
-        figures.draw_lines(panels, folder, "fit", "seconds", "relative gap to the optimum", is_gap=True)
+        figures.draw_gaps(panels, folder, "fit", "seconds", "log")
     bars = {}
     for row in read(folder / "pass.csv"):
         if (
@@ -210,7 +209,7 @@ def draw(folder: Path) -> None:
             lines = over.setdefault(f"over {row['axis']}", {})
             lines.setdefault(row["library"], []).append((row[f"n_{row['axis']}"], row["seconds_min"]))
     if over:
-        figures.draw_lines(over, folder, "scaling", "size", "seconds")
+        figures.draw_scaling(over, folder, "scaling")
 
 
 # ---------------------------------------------------------------- Markdown
