@@ -32,10 +32,9 @@ def measure(options: Options, results: Results) -> None:
         results.say(f"making {case.name}")
         try:
             data = cases.make(case, options.data, is_fetched=options.is_fetched)
-        except OSError as error:
-            results.add("fit", {"case": case.name, **error_of(error)})
-        else:
             report(case, data, run_all(case, data, options, results), results)
+        except Exception as error:  # a set that is not there, memory that does not suffice
+            results.add("fit", {"case": case.name, **error_of(error)})
 
 
 @dataclass

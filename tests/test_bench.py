@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -70,6 +71,15 @@ def test_documented_commands_run(command, smoke, tmp_path):
         pytest.importorskip("matplotlib")
     main([*words, *extra])
     assert (folder / "machine.json").exists()
+
+
+def test_stages_run():
+    pytest.importorskip("pytest_benchmark")
+    stages = README.with_name("test_stages.py")
+    assert f"pytest bench/{stages.name}" in README.read_text()
+    command = [sys.executable, "-m", "pytest", str(stages), "-q", "-k", "16x3", "--benchmark-disable"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=README.parents[1])
+    assert done.returncode == 0, done.stdout
 
 
 # ---------------------------------------------------------------- libraries
