@@ -36,7 +36,7 @@ class ShortFit:
         return Pass(lambda: model.fit(data.X, data.targets), None)
 
 
-LIBRARIES: tuple[PassLibrary, ...] = (libraries.OURS, ShortFit(), libraries.SCIKIT_LEARN, libraries.PASS[2])
+LIBRARIES: tuple[PassLibrary, ...] = (libraries.OURS, ShortFit(), libraries.SCIKIT_LEARN, libraries.PYTORCH)
 
 
 def measure(options: Options, results: Results) -> None:

@@ -110,7 +110,7 @@ main(["pass", "--smoke", "--out", {str(tmp_path)!r}])
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    (row,) = compare(TINY, libraries.PASS[2])
+    (row,) = compare(TINY, libraries.PYTORCH)
     assert row["error"].startswith("needs PyTorch")
 
 

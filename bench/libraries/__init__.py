@@ -11,12 +11,14 @@ from bench.libraries.pytorch import PyTorch
 from bench.libraries.pytorch_lbfgs import PyTorchLBFGS
 from bench.libraries.scikit_learn import ScikitLearn
 
-OURS, SCIKIT_LEARN, GEMMS, READ = Ours(), ScikitLearn(), TwoGemms(), ReadOnce()
+OURS, SCIKIT_LEARN, PYTORCH, GEMMS, READ = Ours(), ScikitLearn(), PyTorch(), TwoGemms(), ReadOnce()
+ONE_THREAD = ScikitLearn("scikit-learn, 1 thread", limit=1)
 
 PASS: tuple[PassLibrary, ...] = (
     OURS,
     SCIKIT_LEARN,
-    PyTorch(),
+    ONE_THREAD,
+    PYTORCH,
     PyTorch("PyTorch compiled", is_compiled=True),
     LinearCrossEntropy("PyTorch linear_cross_entropy", "cpu"),
     Jax(),
@@ -30,6 +32,7 @@ PASS: tuple[PassLibrary, ...] = (
 FIT: tuple[FitLibrary, ...] = (
     OURS,
     SCIKIT_LEARN,
+    ONE_THREAD,
     ScikitLearn("scikit-learn newton-cg", "newton-cg"),
     ScikitLearn("scikit-learn newton-cholesky", "newton-cholesky"),
     PyTorchLBFGS(),
