@@ -13,13 +13,14 @@ from bench.libraries.scikit_learn import ScikitLearn
 
 OURS, SCIKIT_LEARN, PYTORCH, GEMMS, READ = Ours(), ScikitLearn(), PyTorch(), TwoGemms(), ReadOnce()
 ONE_THREAD = ScikitLearn("scikit-learn, 1 thread", limit=1)
+COMPILED = PyTorch("PyTorch compiled", is_compiled=True)
 
 PASS: tuple[PassLibrary, ...] = (
     OURS,
     SCIKIT_LEARN,
     ONE_THREAD,
     PYTORCH,
-    PyTorch("PyTorch compiled", is_compiled=True),
+    COMPILED,
     LinearCrossEntropy("PyTorch linear_cross_entropy", "cpu"),
     Jax(),
     Naive(),
