@@ -11,34 +11,54 @@ import numpy as np
 
 from gpusoftmax.exceptions import WorkspaceError
 
-SMALL_GEMM_FLOPS = 1_000_000  # below this M·N·K OpenBLAS skips packing: twice the speed for narrow products
-ROWS_FIRST_COLUMNS = 64  # narrower logits are computed row-major and transposed; wider ones straight class-major
+UNPACKED_ROWS = 64, 2048  # fewest and most rows of a product that BLAS need not pack
+PACKED_ROWS = 512  # of any other
+TASK_BYTES = 5 << 20  # of X and logits in a stack: a shorter task is over before thirty ufuncs have been called
+ROW_MAJOR_CLASSES = (
+    256  # from here on a softmax along rows is as fast as one along classes, which costs a transposition
+)
+ROW_MAJOR_ROWS, ROW_MAJOR_BYTES = 1024, 4 << 20  # most rows of a task, and their logits
 LANES_PER_THREAD = 4  # independent partial sums: enough to share work evenly, few enough to add up for nothing
 SMALL_GRADIENT_BYTES = 1 << 18  # up to here a lane's gradient is nothing beside the caches
-WIDE_BLOCK_BYTES = 2 << 20  # logits of one block of a wide problem
+LANE_GRADIENT_BYTES = 64 << 20  # of all lanes and the products for them, beyond which threads share one gradient
+SHARED_BLOCK_ROWS = 256
+SHARED_TASK_BYTES = 64 << 20  # logits of one shared task
+PRODUCT_BYTES = 4 << 20  # of XᵀG that one thread makes at once: products of fewer columns are slower
 SMALL_PASS_FLOPS = 20_000_000  # a millisecond's work: handing it to a second thread costs as much as it saves
-SHARED_GRADIENT_BYTES = 24 << 20  # gradients of all threads together, beyond which BLAS gets the threads instead
 METRIC_ROWS = 20_000  # fewer sampled rows made the metric much worse
 METRIC_ROWS_PER_FEATURE = 12
+METRIC_BLOCK_BYTES = 2 << 20  # of rows and probabilities at once
 MAX_METRIC_FEATURES = 2048  # a symmetric eigenproblem of this order takes seconds
 MAX_METRIC_CLASSES = 640
 
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What a plan needs to know of a device."""
+    """What a plan needs to know of a device.
+
+    n_threads : threads at hand
+    cache_bytes : cache that one thread has for itself
+    unpacked_size : largest M·N·K that its BLAS multiplies without packing, twice as fast where two of them are small;
+        zero where it always packs
+    """
 
     n_threads: int = 1
     cache_bytes: int = 1 << 20
+    unpacked_size: int = 1_000_000
 
 
 @dataclass(frozen=True)
 class Plan:
     """One pass over the rows.
 
-    Rows are cut into tasks of `task_rows`; a task is a stack of blocks of `block_rows`, the rows of one small GEMM.
-    Task t belongs to lane ``t % n_lanes``; a lane adds its tasks up in order and lanes are added in order, so sums do
-    not depend on which thread ran which lane.
+    Rows are cut into tasks of `task_rows`, and those into blocks of `block_rows`, the rows of one product X_b W.
+
+    * Usually a thread takes a task through all stages. Task t belongs to lane ``t % n_lanes``; a lane adds its tasks
+      up in order and lanes are added in order.
+    * Where lanes would hold too many copies of a huge gradient, all threads share one task and one gradient: they
+      take its blocks through logits and residual, then columns of the gradient through XᵀG.
+
+    Either way sums do not depend on which thread did what.
     """
 
     n_rows: int
@@ -51,8 +71,8 @@ class Plan:
     task_rows: int
     n_lanes: int
     n_threads: int
-    is_blas_threaded: bool
-    is_rows_first: bool
+    is_shared: bool
+    is_class_major: bool
     is_soft: bool
     is_direct: bool
     facts: DeviceFacts
@@ -83,29 +103,55 @@ class Plan:
         return -(-self.n_rows // self.task_rows)
 
     @property
+    def softmax_rows(self) -> int:
+        """Rows whose softmax is taken at once: a task class-major, or as many row-major ones as stay in cache."""
+        if self.is_class_major:
+            return self.task_rows
+        return min(self.block_rows, max(8, self.facts.cache_bytes // (self.n_columns * self.dtype.itemsize)))
+
+    @property
+    def product_columns(self) -> int:
+        """Columns of XᵀG that one thread computes at once."""
+        if self.is_class_major:
+            return self.n_columns
+        most = max(64, PRODUCT_BYTES // (self.n_features * self.dtype.itemsize))
+        n_sharing = self.n_threads if self.is_shared else 1
+        return -(-self.n_columns // (-(-self.n_columns // (most * n_sharing)) * n_sharing))
+
+    @property
+    def product_size(self) -> int:
+        """Numbers in the largest product XᵀG, or stack of such, that one thread makes at once."""
+        n_stacked = -(-self.task_rows // self.block_rows) if self.is_class_major else 1
+        return n_stacked * self.product_columns * self.n_features
+
+    @property
     def needs_scratch(self) -> bool:
         """Whether a second array of logits is needed: to transpose from, or to multiply soft targets into."""
-        return self.is_rows_first or self.is_soft
+        return self.is_class_major or self.is_soft
 
     @property
     def thread_bytes(self) -> int:
-        """Bytes of the buffers that one thread reuses for all its tasks."""
-        size, rows = self.dtype.itemsize, self.task_rows
-        logits = (1 + self.needs_scratch) * rows * self.n_columns * size
-        gradients = -(-rows // self.block_rows) * self.n_columns * self.n_features * size
-        row_vectors = rows * self.n_problems * (8 + 12 * size)
-        if self.is_soft:
-            row_vectors += 2 * rows * self.n_classes * size  # cast, and times the class weights
-        return logits + gradients + row_vectors + (0 if self.is_direct else rows * self.n_features * size)
+        """Bytes of the buffers that each thread has for itself."""
+        size, rows = self.dtype.itemsize, self.softmax_rows
+        scratch = self.needs_scratch * rows * self.n_columns * size
+        row_vectors = rows * self.n_problems * (6 * size + 24) + self.block_rows * size
+        soft = 2 * rows * self.n_classes * size * self.is_soft  # cast, and times the class weights
+        return scratch + soft + row_vectors + self.product_size * size
+
+    @property
+    def task_bytes(self) -> int:
+        """Bytes of the logits of a task, and of its rows where they are no view."""
+        return self.task_rows * (self.n_columns + self.n_features * (not self.is_direct)) * self.dtype.itemsize
 
     @property
     def lane_bytes(self) -> int:
         """Bytes of one lane's running sums."""
-        return self.n_columns * (self.n_features * self.gradient_dtype.itemsize + 8)
+        return self.n_columns * ((self.n_features + 1) * self.gradient_dtype.itemsize + 8)
 
     @property
     def workspace_bytes(self) -> int:
-        return self.n_threads * self.thread_bytes + self.n_lanes * self.lane_bytes
+        n_tasks_at_once = 1 if self.is_shared else self.n_threads
+        return self.n_threads * self.thread_bytes + n_tasks_at_once * self.task_bytes + self.n_lanes * self.lane_bytes
 
     def tasks(self, lane: int) -> Iterator[slice]:
         """Yield the rows of each task of a lane; what fills no whole block at the end is a task of its own."""
@@ -117,15 +163,31 @@ class Plan:
             if whole < stop:
                 yield slice(whole, stop)
 
+    @staticmethod
+    def cut(size: int, at_once: int) -> list[slice]:
+        """Return pieces of `at_once`, the last one perhaps shorter."""
+        return [slice(start, min(start + at_once, size)) for start in range(0, size, at_once)]
+
+    def columns(self) -> list[slice]:
+        """Return the columns of each product XᵀG of row-major residuals."""
+        return self.cut(self.n_columns, self.product_columns)
+
+    def by_rows(self) -> "Plan":
+        """Return the plan of a pass that only maps rows, as predictions do: each thread has tasks of its own."""
+        if not self.is_shared:
+            return self
+        n_threads = min(self.n_threads, self.task_rows // self.block_rows)
+        return replace(self, task_rows=self.block_rows, n_threads=n_threads, n_lanes=n_threads, is_shared=False)
+
     def explain(self) -> str:
         """Return the choices in words."""
-        order = "row-major, then transposed" if self.is_rows_first else "class-major"
-        threads = f"{self.n_threads} thread{'s' * (self.n_threads > 1)}" + ", BLAS with its own" * self.is_blas_threaded
+        threads = f"{self.n_threads} thread{'s' * (self.n_threads > 1)}"
+        who = f"shared by {threads}" if self.is_shared else f"in {self.n_lanes} lanes on {threads}"
         return (
             f"{self.n_rows:,} rows in {self.n_tasks:,} tasks of {self.task_rows:,} "
-            f"({self.block_rows:,} rows a block), {self.n_lanes} lanes on {threads}; "
-            f"logits {order} in {self.dtype.name}, gradient summed in {self.gradient_dtype.name}; "
-            f"workspace {self.workspace_bytes / 1e6:.1f} MB"
+            f"({self.block_rows:,} rows a block), {who}; "
+            f"logits {'class-major' if self.is_class_major else 'row-major'} in {self.dtype.name}, "
+            f"gradient summed in {self.gradient_dtype.name}; workspace {self.workspace_bytes / 1e6:.1f} MB"
         )
 
 
@@ -160,36 +222,30 @@ def plan_pass(
         A block of one row does not fit; the message names a budget that does.
     """
     columns, size = n_problems * n_classes, dtype.itemsize
-    block = SMALL_GEMM_FLOPS // (n_features * columns)
-    if block >= 64:
-        block = min(block, 1024)
-        # Tasks several times the cache: a smaller one is over before the interpreter has called its ten ufuncs.
-        rows = min(3 * facts.cache_bytes // (n_features * size), facts.cache_bytes // (columns * size))
-        stack = max(1, min(rows, n_rows // (facts.n_threads * LANES_PER_THREAD)) // block)
-    else:
-        block, stack = min(1024, max(128, WIDE_BLOCK_BYTES // (columns * size))), 1
+    n_threads = 1 if 4 * n_rows * n_features * columns <= SMALL_PASS_FLOPS else facts.n_threads
     is_gradient_small = n_features * columns * 8 <= SMALL_GRADIENT_BYTES
-    gradient_dtype = np.dtype(np.float64) if is_gradient_small else dtype
-    is_blas_threaded = 2 * facts.n_threads * n_features * columns * size > SHARED_GRADIENT_BYTES
-    is_small = 4 * n_rows * n_features * columns <= SMALL_PASS_FLOPS
-    n_threads = 1 if is_small or is_blas_threaded else facts.n_threads
-    n_tasks = -(-n_rows // (block * stack))
-    n_threads = min(n_threads, n_tasks)
-    n_lanes = min(n_threads * LANES_PER_THREAD if n_threads > 1 and is_gradient_small else n_threads, n_tasks)
-    block = min(block, n_rows)
+    is_shared = 2 * n_threads * n_features * columns * size > LANE_GRADIENT_BYTES
+    is_class_major = n_classes < ROW_MAJOR_CLASSES and not is_shared
+    if is_shared:
+        block, task, n_lanes = _cut_shared(n_rows, columns * size, n_threads)
+    else:
+        per_thread = LANES_PER_THREAD if is_gradient_small and n_threads > 1 else 1
+        lanes = range(n_threads, 1 + n_threads * per_thread, n_threads)
+        cut = _cut_stacks if is_class_major else _cut_blocks
+        block, task, n_lanes = cut(n_rows, n_features, columns, size, lanes, facts.unpacked_size)
     plan = Plan(
         n_rows=n_rows,
         n_features=n_features,
         n_problems=n_problems,
         n_classes=n_classes,
         dtype=dtype,
-        gradient_dtype=gradient_dtype,
+        gradient_dtype=np.dtype(np.float64) if is_gradient_small else dtype,
         block_rows=block,
-        task_rows=min(block * stack, n_rows),
+        task_rows=task,
         n_lanes=n_lanes,
-        n_threads=n_threads,
-        is_blas_threaded=is_blas_threaded,
-        is_rows_first=columns <= ROWS_FIRST_COLUMNS,
+        n_threads=min(n_threads, task // block if is_shared else n_lanes),
+        is_shared=is_shared,
+        is_class_major=is_class_major,
         is_soft=is_soft,
         is_direct=is_direct,
         facts=facts,
@@ -199,16 +255,51 @@ def plan_pass(
     return plan if budget_bytes is None else _shrink(plan, budget_bytes)
 
 
+def _cut_stacks(n_rows, n_features, columns, size, lanes, unpacked_size) -> tuple[int, int, int]:
+    """Return the rows of a block and of a task, and the lanes: small products in stacks that outlast their overhead."""
+    fewest, most = UNPACKED_ROWS
+    unpacked = unpacked_size // (n_features * columns)
+    most = min(unpacked, most) if unpacked >= fewest else PACKED_ROWS
+    task, n_lanes = _even(n_rows, max(most, TASK_BYTES // ((n_features + columns) * size)), lanes)
+    n_stacked = -(-task // most)
+    block = -(-task // n_stacked)
+    return block, min(n_stacked * block, n_rows), n_lanes
+
+
+def _cut_blocks(n_rows, n_features, columns, size, lanes, unpacked_size) -> tuple[int, int, int]:
+    """Return the rows of a block and of a task, which are one, and the lanes: rows for both products at full speed."""
+    task, n_lanes = _even(n_rows, min(ROW_MAJOR_ROWS, max(128, ROW_MAJOR_BYTES // (columns * size))), lanes)
+    return task, task, n_lanes
+
+
+def _even(n_rows: int, task: int, lanes: range) -> tuple[int, int]:
+    """Return the rows of a task, at most `task`, and a number of lanes, so that every lane has as many tasks."""
+    n_tasks = -(-n_rows // task)
+    n_lanes = next((n for n in lanes if n >= n_tasks), lanes[-1])
+    task = -(-n_rows // (n_lanes * -(-n_tasks // n_lanes)))
+    return task, min(n_lanes, -(-n_rows // task))
+
+
+def _cut_shared(n_rows, row_bytes, n_threads) -> tuple[int, int, int]:
+    """Return the rows of a block, one thread's work, and of a task, which all threads share in one lane."""
+    task = min(ROW_MAJOR_ROWS, max(1, SHARED_TASK_BYTES // row_bytes), n_rows)
+    block = min(SHARED_BLOCK_ROWS, max(1, task // n_threads))
+    return block, task - task % block, 1
+
+
 def _shrink(plan: Plan, budget_bytes: int) -> Plan:
-    """Give up stacked blocks, then rows of a block, then threads, until the workspace fits."""
+    """Give up stacked blocks, then rows of a block, threads and class-major logits, until the workspace fits."""
     while plan.workspace_bytes + plan.reserved_bytes > budget_bytes:
         if plan.task_rows > plan.block_rows:
             half = plan.task_rows // 2
             plan = replace(plan, task_rows=max(half - half % plan.block_rows, plan.block_rows))
         elif plan.block_rows > (32 if plan.n_threads > 1 else 1):
             plan = replace(plan, block_rows=plan.block_rows // 2, task_rows=plan.block_rows // 2)
-        elif plan.n_lanes > 1:
-            plan = replace(plan, n_threads=max(1, plan.n_threads // 2), n_lanes=max(1, plan.n_threads // 2))
+        elif plan.n_threads > 1:
+            half = plan.n_threads // 2
+            plan = replace(plan, n_threads=half, n_lanes=min(half, plan.n_lanes))
+        elif plan.is_class_major:
+            plan = replace(plan, is_class_major=False)
         else:
             raise WorkspaceError(
                 f"memory_budget={budget_bytes} bytes is too small for one row of {plan.n_features} features, "
@@ -282,6 +373,6 @@ def _plan_metric(
     spent += feature_bytes * is_feature_full
     is_class_full = n_classes <= MAX_METRIC_CLASSES and spent + class_bytes <= budget
     spent += class_bytes * is_class_full
-    allowance = min(WIDE_BLOCK_BYTES, max(budget - spent, 0))
+    allowance = min(METRIC_BLOCK_BYTES, max(budget - spent, 0))
     more_rows = int(min(1023, sample - 1, allowance // row_bytes))
     return MetricPlan(1 + more_rows, is_feature_full, is_class_full, spent + more_rows * row_bytes)

@@ -23,6 +23,10 @@ class Block:
     targets: np.ndarray
     weights: np.ndarray | None
 
+    def select(self, rows: slice) -> "Block":
+        """Return some of the rows, as views."""
+        return Block(self.X[rows], self.targets[rows], None if self.weights is None else self.weights[rows])
+
 
 @dataclass(frozen=True)
 class ArraySource:

@@ -110,7 +110,7 @@ def train(
         label_smoothing=training.label_smoothing,
         metric_rows=MetricRows(metric_plan, rows, feature_scale(low, high)),
     )
-    with backend.session(plan):
+    with backend.session():
         return solver.minimize(objective, params, callback), center
 
 

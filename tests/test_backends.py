@@ -5,8 +5,9 @@ import pytest
 from oracle import FLOAT64, assert_close, hand_plan, make_data
 from threadpoolctl import threadpool_info
 
-from gpusoftmax.backends import NumpyBackend, _Lanes, get_backend
+from gpusoftmax.backends import NumpyBackend, _Crew, get_backend
 from gpusoftmax.kernels import reference
+from gpusoftmax.plan import DeviceFacts
 from gpusoftmax.sources import ArraySource
 
 
@@ -40,39 +41,87 @@ def test_threads_do_not_change_a_bit():
                 np.testing.assert_array_equal(one, other)
 
 
-def test_every_lane_has_its_own_state_and_every_thread_its_own_workspace():
+def test_every_thread_has_its_own_workspace_and_every_item_is_done_once():
     plan = hand_plan(make_data(120, 2, 1, 2), block_rows=2, n_lanes=6, n_threads=3)
-    lanes, in_use, lock = _Lanes(plan), set(), threading.Lock()
+    crew, in_use, done, lock = _Crew(plan, shares_tasks=False), set(), [], threading.Lock()
 
-    def run(rows, work, state):
-        with lock:
-            assert id(work) not in in_use
-            in_use.add(id(work))
-        threading.Event().wait(0.001)
-        state.append(rows)
-        with lock:
-            in_use.remove(id(work))
+    def run(item, work):
+        for _ in range(5):
+            with lock:
+                assert id(work) not in in_use
+                in_use.add(id(work))
+            threading.Event().wait(0.001)
+            with lock:
+                in_use.remove(id(work))
+            yield
+        done.append(item)
 
-    states = lanes.map(run, list)
-    assert states == [list(plan.tasks(lane)) for lane in range(6)]
+    crew.map(run, range(20))
+    assert sorted(done) == list(range(20))
+
+
+@pytest.mark.parametrize("shares_tasks", [True, False])
+def test_only_tasks_that_are_shared_share_memory(shares_tasks):
+    plan = hand_plan(make_data(120, 2, 1, 2), n_threads=2, is_direct=False)
+    one, other = _Crew(plan, shares_tasks=shares_tasks).workspaces
+    for name in ("logits", "rows"):
+        assert np.shares_memory(getattr(one, name), getattr(other, name)) == shares_tasks
+    for name in ("scratch", "vectors", "places", "product"):
+        assert not np.shares_memory(getattr(one, name), getattr(other, name))
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_an_error_in_any_task_ends_the_pass_and_the_next_one_works(n_threads):
+def test_an_error_in_any_item_ends_the_work_and_the_next_goes_on(n_threads):
     plan = hand_plan(make_data(120, 2, 1, 2), block_rows=1, n_lanes=n_threads, n_threads=n_threads)
-    lanes, done = _Lanes(plan), []
+    crew, done = _Crew(plan, shares_tasks=False), []
 
-    def run(rows, work, state):
-        if rows.start == 7:
-            raise KeyError("row 7")
-        threading.Event().wait(0.001)
-        done.append(rows.start)
+    def run(item, work):
+        for step in range(40):
+            if (item, step) == (2, 3):
+                raise KeyError("item 2")
+            threading.Event().wait(0.001)
+            done.append((item, step))
+            yield
 
-    with pytest.raises(KeyError, match="row 7"):
-        lanes.map(run, list)
+    with pytest.raises(KeyError, match="item 2"):
+        crew.map(run, range(3))
     assert len(done) < 119
-    seen = lanes.map(lambda rows, work, state: state.append(rows.start), list)
-    assert sorted(start for lane in seen for start in lane) == list(range(120))
+    done.clear()
+    crew.map(run, (0, 1))
+    assert len(done) == 80
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+@pytest.mark.parametrize("task_rows", [8, 40, 101])
+@pytest.mark.parametrize("is_soft", [False, True])
+@pytest.mark.parametrize("n_classes", [3, 70])
+def test_threads_that_share_a_gradient_give_the_reference(n_classes, is_soft, task_rows, n_threads):
+    data = make_data(101, 7, 2, n_classes, weights="each", targets="soft" if is_soft else "labels")
+    plan = {"block_rows": 8, "n_threads": n_threads, "is_shared": True, "is_class_major": False}
+    fused_pass = made_pass(data, task_rows=task_rows, facts=DeviceFacts(n_threads, cache_bytes=4096), **plan)
+    loss, gradient = fused_pass.loss_and_gradient(data.params, 0.1)
+    expected = reference.loss_and_gradient(data.X, data.targets, data.full_weights(), data.params, 0.1)
+    assert_close(loss, expected[0], 1e-13)
+    assert_close(gradient, expected[1], 1e-13)
+    again = fused_pass.loss_and_gradient(data.params, 0.1)
+    for one, other in zip((loss, gradient), again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_results_of_a_shared_pass_survive_the_next():
+    data = make_data(53, 3, 2, 4)
+    fused_pass = made_pass(data, block_rows=8, n_threads=2, is_shared=True, is_class_major=False)
+    _, gradient = fused_pass.loss_and_gradient(data.params, 0.0)
+    before = gradient.copy()
+    fused_pass.loss_and_gradient(-data.params, 0.0)
+    np.testing.assert_array_equal(gradient, before)
+
+
+def test_facts_know_which_products_blas_does_not_pack():
+    facts = NumpyBackend().facts()
+    kernels = {library.get("architecture") for library in threadpool_info() if library["internal_api"] == "openblas"}
+    assert facts.unpacked_size == (1_000_000 if kernels & {"SkylakeX", "Cooperlake", "SapphireRapids"} else 0)
+    assert NumpyBackend().facts() == facts
 
 
 def test_blas_gets_its_threads_back():
@@ -81,7 +130,7 @@ def test_blas_gets_its_threads_back():
     fused_pass = made_pass(data, block_rows=4, n_lanes=3, n_threads=3)
     fused_pass.loss_and_gradient(data.params, 0.0)
     assert blas_threads() == before
-    with NumpyBackend().session(fused_pass.plan):
+    with NumpyBackend().session():
         assert set(blas_threads()) <= {1}
         fused_pass.loss_and_gradient(data.params, 0.0)
         assert set(blas_threads()) <= {1}

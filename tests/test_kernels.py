@@ -20,6 +20,7 @@ from gpusoftmax.plan import MetricPlan
 from gpusoftmax.sources import ArraySource, Block
 
 DTYPES = [FLOAT64, FLOAT32]
+LAYOUTS = pytest.mark.parametrize("is_class_major", [True, False], ids=["class-major", "row-major"])
 SHAPES = [  # rows, features, problems, classes
     (1, 1, 1, 1),
     (1, 7, 3, 2),
@@ -39,10 +40,18 @@ SHAPES = [  # rows, features, problems, classes
 def poisoned(plan):
     """Return a workspace whose every entry is NaN: what is read before it is written shows."""
     work = cpu.Workspace(plan)
-    for buffer in (work.residual, work.scratch, work.gradient, work.rows):
+    poison(work)
+    return work
+
+
+def poison(work):
+    for buffer in (work.logits, work.scratch, work.soft, work.vectors, work.product, work.rows):
         if buffer is not None:
             buffer.fill(np.nan)
-    return work
+
+
+def add_task(block, params, work, sums, label_smoothing=0.0):
+    cpu.loss_and_gradient(block, cpu.Affine.of(params, work.plan.dtype), work, sums, label_smoothing)
 
 
 def block_of(data, rows=slice(None)):
@@ -55,25 +64,26 @@ def run_lanes(plan, data, work, label_smoothing=0.0):
     for lane in range(plan.n_lanes):
         sums = cpu.Sums(plan)
         for rows in plan.tasks(lane):
-            cpu.loss_and_gradient(block_of(data, rows), data.params, work, sums, label_smoothing)
+            add_task(block_of(data, rows), data.params, work, sums, label_smoothing)
         total.add(sums)
     return total
-
-
-def as_params(sums, params):
-    wide = np.concatenate([sums.gradient.T, sums.intercept[np.newaxis]])
-    return wide.reshape(params.shape)
 
 
 def expected_sums(data, label_smoothing=0.0):
     return reference.loss_and_gradient(data.X, data.targets, data.full_weights(), data.params, label_smoothing)
 
 
-def put_logits(plan, logits, work):
-    """Write logits (rows, P, K) where `cpu.logits` would leave them, as one block."""
-    z = work.residual[: logits.size].reshape(1, *logits.shape[1:], len(logits))
-    z[0] = logits.transpose(1, 2, 0)
-    return z
+def put_logits(logits, work):
+    """Write logits (rows, P, K) where `cpu.logits` would leave them."""
+    chunk = work.chunk(0, len(logits))
+    chunk.z[:] = logits.transpose(1, 2, 0)
+    return chunk
+
+
+def logits_of(X, params, work):
+    """Return logits (rows, P, K) of a task."""
+    affine = cpu.Affine.of(params, work.plan.dtype)
+    return np.concatenate([chunk.z.transpose(2, 0, 1) for _, chunk in cpu.logits(X, affine, work)])
 
 
 class TestReference:
@@ -125,21 +135,21 @@ class TestReference:
 
 class TestLossAndGradient:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("is_rows_first", [True, False], ids=["rows first", "class-major"])
+    @LAYOUTS
     @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
     @pytest.mark.parametrize("weights", [None, "shared", "each"])
     @pytest.mark.parametrize("targets", ["labels", "soft"])
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
-    def test_equal_the_reference(self, shape, targets, weights, label_smoothing, is_rows_first, dtype):
+    def test_equal_the_reference(self, shape, targets, weights, label_smoothing, is_class_major, dtype):
         data = make_data(*shape, targets=targets, weights=weights)
-        plan = hand_plan(data, dtype=dtype, block_rows=4, stack=3, is_rows_first=is_rows_first)
+        plan = hand_plan(data, dtype=dtype, block_rows=4, stack=3, is_class_major=is_class_major)
         sums = run_lanes(plan, data.cast(dtype), poisoned(plan), label_smoothing)
         loss, gradient = expected_sums(data, label_smoothing)
         assert sums.loss.dtype == np.float64
         assert_close(sums.loss, loss, ROUNDING[dtype], scale=np.abs(loss).max() + data.full_weights().sum())
         # Each entry is a sum over the rows of terms of order one that may cancel: rounding goes with their sizes.
         size = np.abs(data.X).max() * data.full_weights().sum(axis=0).max()
-        assert_close(as_params(sums, data.params), gradient, ROUNDING[dtype], scale=size)
+        assert_close(sums.as_params(data.params), gradient, ROUNDING[dtype], scale=size)
 
     @pytest.mark.parametrize("block_rows", [1, 2, 7, 12, 13, None])
     @pytest.mark.parametrize("stack", [1, 2, 5])
@@ -151,19 +161,19 @@ class TestLossAndGradient:
         sums = run_lanes(plan, data, poisoned(plan))
         loss, gradient = expected_sums(data)
         assert_close(sums.loss, loss, 1e-13)
-        assert_close(as_params(sums, data.params), gradient, 1e-13)
+        assert_close(sums.as_params(data.params), gradient, 1e-13)
 
     @pytest.mark.parametrize("order", ["C", "F"])
-    @pytest.mark.parametrize("is_rows_first", [True, False])
-    def test_memory_order_of_the_rows(self, order, is_rows_first):
+    @LAYOUTS
+    def test_memory_order_of_the_rows(self, order, is_class_major):
         data = make_data(53, 6, 2, 4)
         X = np.asarray(data.X, order=order)
-        plan = hand_plan(data, block_rows=5, stack=3, is_rows_first=is_rows_first)
+        plan = hand_plan(data, block_rows=5, stack=3, is_class_major=is_class_major)
         sums = cpu.Sums(plan)
         work = poisoned(plan)
         for rows in plan.tasks(0):
-            cpu.loss_and_gradient(Block(X[rows], data.targets[rows], None), data.params, work, sums, 0.0)
-        assert_close(as_params(sums, data.params), expected_sums(data)[1], 1e-13)
+            add_task(Block(X[rows], data.targets[rows], None), data.params, work, sums)
+        assert_close(sums.as_params(data.params), expected_sums(data)[1], 1e-13)
 
     @pytest.mark.parametrize("label_dtype", [np.uint8, np.uint16, np.int32, np.int64])
     def test_label_dtype_does_not_limit_offsets(self, label_dtype):
@@ -172,18 +182,18 @@ class TestLossAndGradient:
         plan = hand_plan(data)
         sums = cpu.Sums(plan)
         block = Block(data.X, data.targets.astype(label_dtype), None)
-        cpu.loss_and_gradient(block, data.params, poisoned(plan), sums, 0.0)
-        assert_close(as_params(sums, data.params), expected_sums(data)[1], 1e-13)
+        add_task(block, data.params, poisoned(plan), sums)
+        assert_close(sums.as_params(data.params), expected_sums(data)[1], 1e-13)
 
     def test_adds_to_the_sums_it_is_given(self):
         data = make_data(13, 3, 1, 4)
         plan = hand_plan(data)
         work, sums = poisoned(plan), cpu.Sums(plan)
         for _ in range(3):
-            cpu.loss_and_gradient(block_of(data), data.params, work, sums, 0.0)
+            add_task(block_of(data), data.params, work, sums)
         loss, gradient = expected_sums(data)
         assert_close(sums.loss, 3 * loss, 1e-13)
-        assert_close(as_params(sums, data.params), 3 * gradient, 1e-13)
+        assert_close(sums.as_params(data.params), 3 * gradient, 1e-13)
 
     def test_inputs_are_not_modified(self):
         for targets in ("labels", "soft"):
@@ -199,10 +209,9 @@ class TestLossAndGradient:
         plan = hand_plan(data)
         work = poisoned(plan)
         sums = run_lanes(plan, data, work)
-        before = as_params(sums, data.params).copy()
-        for buffer in (work.residual, work.scratch, work.gradient):
-            buffer.fill(np.nan)
-        np.testing.assert_array_equal(as_params(sums, data.params), before)
+        before = sums.as_params(data.params).copy()
+        poison(work)
+        np.testing.assert_array_equal(sums.as_params(data.params), before)
 
     @pytest.mark.parametrize("n_threads", [1, 3])
     def test_results_of_a_pass_survive_the_next(self, n_threads):
@@ -222,27 +231,24 @@ class TestLossAndGradient:
         plan = hand_plan(data, dtype=FLOAT32)
         sums, work, single = cpu.Sums(plan), poisoned(plan), data.cast(FLOAT32)
         for _ in range(n_blocks):
-            cpu.loss_and_gradient(block_of(single), single.params, work, sums, 0.0)
+            add_task(block_of(single), single.params, work, sums)
         loss, gradient = expected_sums(data)
         assert_close(sums.loss, n_blocks * loss, 1e-6)
-        assert_close(as_params(sums, data.params), n_blocks * gradient, 1e-6)
+        assert_close(sums.as_params(data.params), n_blocks * gradient, 1e-6)
 
 
 class TestLogits:
-    @pytest.mark.parametrize("is_rows_first", [True, False])
+    @LAYOUTS
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
-    def test_equal_the_reference(self, shape, is_rows_first):
+    def test_equal_the_reference(self, shape, is_class_major):
         data = make_data(*shape)
-        plan = hand_plan(data, is_rows_first=is_rows_first)
-        z = cpu.logits(data.X, data.params, poisoned(plan))
-        assert_close(z[0].transpose(2, 0, 1), reference.logits(data.X, data.params), 1e-13)
+        plan = hand_plan(data, is_class_major=is_class_major)
+        assert_close(logits_of(data.X, data.params, poisoned(plan)), reference.logits(data.X, data.params), 1e-13)
 
     def test_blocks_follow_each_other(self):
         data = make_data(12, 3, 2, 4)
         plan = hand_plan(data, block_rows=4, stack=3)
-        z = cpu.logits(data.X, data.params, poisoned(plan))
-        assert z.shape == (3, 2, 4, 4)
-        assert_close(z.transpose(0, 3, 1, 2).reshape(12, 2, 4), reference.logits(data.X, data.params), 1e-13)
+        assert_close(logits_of(data.X, data.params, poisoned(plan)), reference.logits(data.X, data.params), 1e-13)
 
 
 class TestResidual:
@@ -250,32 +256,32 @@ class TestResidual:
     @pytest.mark.parametrize("targets", ["labels", "soft"])
     @pytest.mark.parametrize("size", [1e4, -1e4, 80.0])
     @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-    def test_large_logits(self, size, label_smoothing, targets, dtype):
+    @LAYOUTS
+    def test_large_logits(self, is_class_major, size, label_smoothing, targets, dtype):
         data = make_data(41, 2, 2, 5, targets=targets, weights="each").cast(dtype)
         logits = np.random.default_rng(1).choice([-size, 0.0, size / 2, size], (41, 2, 5)).astype(dtype)
-        plan = hand_plan(data, dtype=dtype)
-        work = poisoned(plan)
-        z = put_logits(plan, logits, work)
-        loss = cpu.residual(z, block_of(data), work, label_smoothing)
+        plan = hand_plan(data, dtype=dtype, is_class_major=is_class_major)
+        chunk = put_logits(logits, poisoned(plan))
+        loss = cpu.residual(chunk, block_of(data), label_smoothing)
         args = (data.targets, data.full_weights(), label_smoothing)
         expected, expected_loss = reference.residual(logits.astype(float), *args)
-        assert_close(z[0].transpose(2, 0, 1), expected, ROUNDING[dtype])
+        assert_close(chunk.z.transpose(2, 0, 1), expected, ROUNDING[dtype])
         assert_close(loss, expected_loss, ROUNDING[dtype])
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("weight", [None, 3.0])
     @pytest.mark.parametrize("n_classes", [2, 3, 33])
     @pytest.mark.parametrize("lead", [40.0, 5.0, 0.0, -5.0, -40.0])
-    def test_a_sure_model_keeps_relative_precision(self, lead, n_classes, weight, dtype):
+    @LAYOUTS
+    def test_a_sure_model_keeps_relative_precision(self, is_class_major, lead, n_classes, weight, dtype):
         # At a lead of 40 the probability of the target rounds to one: log y and y - 1 would both be zero.
         data = make_data(1, 1, 1, n_classes)
-        plan = hand_plan(data, dtype=dtype)
-        work = poisoned(plan)
+        plan = hand_plan(data, dtype=dtype, is_class_major=is_class_major)
         logits = np.full((1, 1, n_classes), 0.5)
         logits[0, 0, 1] += lead
-        z = put_logits(plan, logits, work)
+        chunk = put_logits(logits, poisoned(plan))
         weights = None if weight is None else np.array([[weight]], dtype)
-        loss = cpu.residual(z, Block(data.X.astype(dtype), np.array([1], np.uint8), weights), work, 0.0)
+        loss = cpu.residual(chunk, Block(data.X.astype(dtype), np.array([1], np.uint8), weights), 0.0)
 
         with mpmath.workdps(60):
             others = (n_classes - 1) * mpmath.exp(-lead)
@@ -287,79 +293,93 @@ class TestResidual:
         expected[1] = at_target
         relative = 8 * np.finfo(dtype).eps
         np.testing.assert_allclose(loss, [expected_loss], rtol=relative)
-        np.testing.assert_allclose(z[0, 0, :, 0], expected, rtol=relative)
+        np.testing.assert_allclose(chunk.z[0, :, 0], expected, rtol=relative)
 
     @pytest.mark.parametrize("targets", ["labels", "soft"])
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
     @pytest.mark.parametrize("at_target", [True, False])
-    @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # `_Lanes` silences it
+    @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # `_Crew` silences it
     def test_a_logit_that_is_not_finite_shows_in_its_problem_only(self, at_target, label_smoothing, value, targets):
         data = make_data(5, 1, 2, 3)
         labels = np.array([0, 1, 2, 0, 1])
-        plan = hand_plan(data, is_soft=True)
-        work = poisoned(plan)
+        plan = hand_plan(data, is_soft=targets == "soft")
         logits = np.random.default_rng(0).normal(size=(5, 2, 3))
         logits[3, 1, 0 if at_target else 2] = value
         given = labels if targets == "labels" else one_hot(labels, 3)
-        loss = cpu.residual(put_logits(plan, logits, work), Block(data.X, given, None), work, label_smoothing)
+        loss = cpu.residual(put_logits(logits, poisoned(plan)), Block(data.X, given, None), label_smoothing)
         assert np.isfinite(loss[0])
         assert np.isnan(loss[1])
 
-    def test_one_hot_soft_targets_equal_labels(self):
+    @LAYOUTS
+    def test_one_hot_soft_targets_equal_labels(self, is_class_major):
         data = make_data(31, 2, 2, 5, weights="each")
-        plan = hand_plan(data, is_soft=True)
         logits = reference.logits(data.X, data.params)
         residuals, losses = [], []
         for targets in (data.targets, one_hot(data.targets, 5)):
-            work = poisoned(plan)
-            z = put_logits(plan, logits, work)
-            losses.append(cpu.residual(z, Block(data.X, targets, data.weights), work, 0.25))
-            residuals.append(z.copy())
+            plan = hand_plan(data, is_soft=targets.ndim == 2, is_class_major=is_class_major)
+            chunk = put_logits(logits, poisoned(plan))
+            losses.append(cpu.residual(chunk, Block(data.X, targets, data.weights), 0.25))
+            residuals.append(chunk.z.copy())
         assert_close(*losses, 1e-14)
         assert_close(*residuals, 1e-14)
 
     @pytest.mark.parametrize("targets", ["labels", "soft"])
-    def test_rows_sum_to_zero_and_a_constant_changes_nothing(self, targets):
+    @LAYOUTS
+    def test_rows_sum_to_zero_and_a_constant_changes_nothing(self, is_class_major, targets):
         data = make_data(31, 2, 2, 5, targets=targets, weights="each")
-        plan = hand_plan(data)
+        plan = hand_plan(data, is_class_major=is_class_major)
         logits = reference.logits(data.X, data.params)
-        work, moved_work = poisoned(plan), poisoned(plan)
-        z, moved = put_logits(plan, logits, work), put_logits(plan, logits + 3.0, moved_work)
-        loss = cpu.residual(z, block_of(data), work, 0.1)
-        assert_close(cpu.residual(moved, block_of(data), moved_work, 0.1), loss, 1e-13)
-        assert_close(moved, z, 1e-13)
-        assert np.abs(z.sum(axis=2)).max() < 1e-13
+        chunk, moved = put_logits(logits, poisoned(plan)), put_logits(logits + 3.0, poisoned(plan))
+        loss = cpu.residual(chunk, block_of(data), 0.1)
+        assert_close(cpu.residual(moved, block_of(data), 0.1), loss, 1e-13)
+        assert_close(moved.z, chunk.z, 1e-13)
+        assert np.abs(chunk.z.sum(axis=1)).max() < 1e-13
+
+    @LAYOUTS
+    @pytest.mark.parametrize("is_soft", [False, True])
+    def test_chunks_of_a_task_are_apart(self, is_soft, is_class_major):
+        data = make_data(31, 2, 2, 5, targets="soft" if is_soft else "labels")
+        plan = hand_plan(data, is_class_major=is_class_major)
+        work, logits = poisoned(plan), reference.logits(data.X, data.params)
+        starts = range(0, 31, 31 if is_class_major else 7)
+        for start in starts:
+            rows = slice(start, min(start + starts.step, 31))
+            work.chunk(start, rows.stop - start).z[:] = logits[rows].transpose(1, 2, 0)
+        for start in starts:
+            rows = slice(start, min(start + starts.step, 31))
+            cpu.residual(work.chunk(start, rows.stop - start), block_of(data, rows), 0.0)
+        G, _ = reference.residual(logits, data.targets, data.full_weights())
+        assert_close(work.chunk(0, 31).z.transpose(2, 0, 1), G, 1e-13)
 
 
 class TestPredict:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("is_rows_first", [True, False])
+    @LAYOUTS
     @pytest.mark.parametrize("n_classes", [1, 2, 3, 33, 1000])
     @pytest.mark.parametrize("size", [1.0, 1e4])
-    def test_equals_the_reference(self, size, n_classes, is_rows_first, dtype):
+    def test_equals_the_reference(self, size, n_classes, is_class_major, dtype):
         data = make_data(12, 3, 1, n_classes)
         data = (
             data.cast(dtype)
             if size == 1
             else data.__class__(data.X, data.targets, None, size * data.params).cast(dtype)
         )
-        plan = hand_plan(data, dtype=dtype, block_rows=4, stack=3, is_rows_first=is_rows_first)
+        plan = hand_plan(data, dtype=dtype, block_rows=4, stack=3, is_class_major=is_class_major)
         logits = reference.logits(data.X.astype(float), data.params.astype(float))[:, 0]
         log_y = reference.log_softmax(logits)
         off = ROUNDING[dtype] * size  # of the logits themselves, relative to one
         for output, expected in {"logits": logits, "log_probabilities": log_y, "probabilities": np.exp(log_y)}.items():
-            actual = cpu.predict(cpu.logits(data.X, data.params, poisoned(plan)), output)
+            actual = cpu.predict(logits_of(data.X, data.params, poisoned(plan)).transpose(1, 2, 0), output)
             assert_close(actual, expected, 10 * off, scale=1)
-        picked = cpu.predict(cpu.logits(data.X, data.params, poisoned(plan)), "classes")
+        picked = cpu.predict(logits_of(data.X, data.params, poisoned(plan)).transpose(1, 2, 0), "classes")
         assert picked.shape == (12,)
         assert (logits[np.arange(12), picked] >= logits.max(axis=1) - 10 * off).all()
 
     def test_log_probabilities_stay_finite_where_probabilities_vanish(self):
         data = make_data(1, 1, 1, 2)
         plan = hand_plan(data)
-        work = poisoned(plan)
-        z = put_logits(plan, np.array([[[0.0, 1e4]]]), work)
+        z = put_logits(np.array([[[0.0, 1e4]]]), poisoned(plan)).z
         assert_close(cpu.predict(z, "log_probabilities"), [[-1e4, 0.0]], 1e-15)
 
     @pytest.mark.parametrize("output", ["logits", "probabilities", "log_probabilities", "classes"])
@@ -370,7 +390,7 @@ class TestPredict:
         out = np.full(53, -1) if output == "classes" else np.full((53, 4), np.nan)
         NumpyBackend().predict(source, plan, data.params, output, out)
         whole = hand_plan(data)
-        expected = cpu.predict(cpu.logits(data.X, data.params, cpu.Workspace(whole)), output)
+        expected = cpu.predict(logits_of(data.X, data.params, cpu.Workspace(whole)).transpose(1, 2, 0), output)
         assert_close(out, expected, 1e-13)
 
 
@@ -407,9 +427,11 @@ class TestCurvature:
 
 class TestWorkspace:
     @pytest.mark.parametrize(("n_rows", "expected"), [(12, (3, 4)), (8, (2, 4)), (4, (1, 4)), (3, (1, 3)), (1, (1, 1))])
-    def test_split(self, n_rows, expected):
+    def test_stacks(self, n_rows, expected):
         data = make_data(100, 3, 1, 2)
-        assert cpu.Workspace(hand_plan(data, block_rows=4, stack=3)).split(n_rows) == expected
+        stack = cpu.Workspace(hand_plan(data, block_rows=4, stack=3)).stack(n_rows)
+        assert stack.row_major.shape == (*expected, 2)
+        assert stack.product.shape == (expected[0], 2, 3)
 
     def test_lanes_do_not_share_sums(self):
         plan = hand_plan(make_data(4, 3, 1, 2))

@@ -39,7 +39,9 @@ def assert_sound(plan):
     """Check what every plan promises, and that its tasks, of all lanes together, hold each row once."""
     assert 1 <= plan.block_rows <= plan.task_rows <= plan.n_rows
     assert plan.task_rows % plan.block_rows == 0 or plan.task_rows == plan.n_rows
-    assert 1 <= plan.n_threads <= plan.n_lanes <= plan.n_tasks
+    assert 1 <= plan.n_lanes <= plan.n_tasks
+    assert 1 <= plan.n_threads <= (plan.task_rows // plan.block_rows if plan.is_shared else plan.n_lanes)
+    assert not (plan.is_shared and plan.is_class_major)
     tasks = sorted(rows_of(plan), key=lambda rows: rows.start)
     assert len(tasks) - plan.n_tasks in (0, 1)  # rows that fill no block are a task of their own
     assert all(len(rows) % plan.block_rows == 0 for rows in tasks[:-1])
@@ -129,16 +131,44 @@ class TestPlanPass:
         assert plan_pass(1000, 10, 1, 3, FLOAT32, DeviceFacts()).gradient_dtype == FLOAT64
         assert plan_pass(1000, 4000, 1, 1000, FLOAT32, DeviceFacts()).gradient_dtype == FLOAT32
 
-    def test_an_enormous_gradient_leaves_the_threads_to_blas(self):
-        assert plan_pass(10**6, 50, 1, 3, FLOAT32, DeviceFacts(8)).n_threads == 8
+    def test_threads_share_a_gradient_that_is_enormous(self):
+        narrow = plan_pass(10**6, 50, 1, 3, FLOAT32, DeviceFacts(8))
+        assert narrow.n_threads == 8
+        assert not narrow.is_shared
         wide = plan_pass(10**6, 8000, 1, 3000, FLOAT32, DeviceFacts(8))
-        assert wide.n_threads == 1
-        assert wide.is_blas_threaded
+        assert wide.n_threads == 8
+        assert wide.is_shared
+        assert wide.n_lanes == 1
+        assert wide.workspace_bytes < 3 * 8000 * 3000 * 4
+
+    @given(SIZES, FACTS, KIND)
+    def test_columns_of_the_gradient_are_multiplied_once(self, sizes, facts, kind):
+        plan = plan_pass(*sizes, facts, **kind)
+        columns = [range(plan.n_columns)[part] for part in plan.columns()]
+        assert columns[0].start == 0
+        assert columns[-1].stop == plan.n_columns
+        assert all(one.stop == other.start for one, other in pairwise(columns))
+        assert all(0 < len(part) * plan.n_features <= plan.product_size for part in columns)
+
+    @pytest.mark.parametrize("n_threads", [1, 2, 3, 8])
+    @pytest.mark.parametrize(
+        "shape", [(2_000_000, 16, 3), (1_000_000, 32, 10), (20_000, 1024, 100), (50_000, 768, 1000), (60_000, 784, 10)]
+    )
+    def test_lanes_have_equal_work(self, shape, n_threads):
+        n_rows, n_features, n_classes = shape
+        plan = plan_pass(n_rows, n_features, 1, n_classes, FLOAT32, DeviceFacts(n_threads))
+        work = [sum(rows.stop - rows.start for rows in plan.tasks(lane)) for lane in range(plan.n_lanes)]
+        assert max(work) <= 1.02 * n_rows / plan.n_lanes + plan.task_rows * (plan.n_threads > 1)
+        assert plan.n_lanes % plan.n_threads == 0
+
+    def test_blocks_need_no_packing_where_blas_can_do_without(self):
+        small = plan_pass(200_000, 784, 1, 10, FLOAT32, DeviceFacts(2, unpacked_size=1_000_000))
+        assert small.block_rows * 784 * 10 <= 1_000_000
+        assert plan_pass(200_000, 784, 1, 10, FLOAT32, DeviceFacts(2, unpacked_size=0)).block_rows > 300
 
     def test_a_tiny_pass_stays_on_one_thread(self):
         plan = plan_pass(100, 5, 1, 3, FLOAT32, DeviceFacts(8))
         assert plan.n_threads == plan.n_lanes == 1
-        assert not plan.is_blas_threaded
 
     def test_a_plan_does_not_depend_on_its_thread_for_its_sums(self):
         # The lane of a task is a matter of its number alone: sums are the same whichever thread runs it.
@@ -162,14 +192,13 @@ class TestPlanPass:
             f"{plan.n_tasks:,} tasks of {plan.task_rows:,}",
             f"({plan.block_rows:,} rows a block)",
             f"{plan.n_lanes} lanes on 4 threads",
-            "logits row-major, then transposed in float32",
+            "logits class-major in float32",
             "gradient summed in float64",
             f"workspace {plan.workspace_bytes / 1e6:.1f} MB",
         ):
             assert mention in text
-        wide = plan_pass(1000, 4000, 1, 1000, FLOAT32, DeviceFacts(1)).explain()
-        assert "1 thread, BLAS with its own" in wide
-        assert "class-major in float32" in wide
+        wide = plan_pass(100_000, 8000, 1, 3000, FLOAT32, DeviceFacts(2)).explain()
+        assert "shared by 2 threads; logits row-major in float32, gradient summed in float32" in wide
 
 
 class TestWorkspaceBytes:
@@ -180,11 +209,11 @@ class TestWorkspaceBytes:
         except WorkspaceError:
             return
         work, sums = cpu.Workspace(plan), cpu.Sums(plan)
-        buffers = [work.residual, work.scratch, work.gradient, *([] if work.rows is None else [work.rows])]
-        thread_bytes = sum(buffer.nbytes for buffer in buffers)
-        lane_bytes = sums.loss.nbytes + sums.gradient.nbytes + sums.intercept.nbytes
-        assert thread_bytes <= plan.thread_bytes
-        assert plan.n_threads * thread_bytes + plan.n_lanes * lane_bytes <= plan.workspace_bytes
+        own = [work.scratch, work.soft, work.vectors, work.places, work.product, work.ones]
+        of_task = [work.logits, *([] if work.rows is None else [work.rows])]
+        assert sum(buffer.nbytes for buffer in own) <= plan.thread_bytes
+        assert sum(buffer.nbytes for buffer in of_task) <= plan.task_bytes
+        assert sums.gradient.nbytes + sums.intercept.nbytes <= plan.lane_bytes
 
     @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
     @pytest.mark.parametrize("is_direct", [True, False])

@@ -93,6 +93,7 @@ class HandBackend(NumpyBackend):
     n_threads: int = 1
     block_rows: int | None = None
     stack: int = 1
+    changes: dict = field(default_factory=dict)
     n_passes: int = field(default=0, init=False)
 
     def facts(self):
@@ -108,7 +109,8 @@ class HandBackend(NumpyBackend):
         block = min(self.block_rows, plan.n_rows)
         task = min(self.stack * block, plan.n_rows)
         n_threads = min(self.n_threads, -(-plan.n_rows // task))
-        return replace(plan, block_rows=block, task_rows=task, n_threads=n_threads, n_lanes=n_threads)
+        cut = {"block_rows": block, "task_rows": task, "n_threads": n_threads, "n_lanes": n_threads}
+        return replace(plan, **(cut | self.changes))
 
 
 class HandPass(NumpyPass):
@@ -234,6 +236,8 @@ def big_endian(X):
     return X.astype(X.dtype.newbyteorder(">"))
 
 
+ROW_MAJOR = {"is_class_major": False}
+SHARED = {"is_class_major": False, "is_shared": True, "n_lanes": 1, "n_threads": 3}
 ROUTES = {
     "plain": Route(),
     "the backend that fit would choose": Route(backend=NumpyBackend),
@@ -247,6 +251,14 @@ ROUTES = {
     "twice the smallest budget": Route(budget_bytes=lambda fit: 2 * smallest_budget(fit)),
     "2 threads": Route(backend=lambda: HandBackend(n_threads=2, block_rows=16)),
     "3 threads": Route(backend=lambda: HandBackend(n_threads=3, block_rows=11, stack=2)),
+    "row-major logits": Route(backend=lambda: HandBackend(block_rows=16, changes=ROW_MAJOR)),
+    "row-major logits, 2 threads": Route(backend=lambda: HandBackend(n_threads=2, block_rows=16, changes=ROW_MAJOR)),
+    "3 threads that share a gradient": Route(
+        backend=lambda: HandBackend(n_threads=3, block_rows=7, stack=5, changes=SHARED)
+    ),
+    "soft targets, 2 threads that share a gradient": Route(
+        model=as_soft, backend=lambda: HandBackend(n_threads=2, block_rows=7, stack=3, changes=SHARED)
+    ),
     "F order": Route(layout=np.asfortranarray),
     "F order, stacked blocks, 2 threads": Route(
         layout=np.asfortranarray, backend=lambda: HandBackend(n_threads=2, block_rows=7, stack=3)

@@ -1,10 +1,13 @@
-"""The fused pass over one task of rows on a CPU: logits, softmax, residual and gradient while they are in cache.
+"""The fused pass on a CPU: logits, softmax, residual and gradient of some rows while they are in cache.
 
-Everything is class-major: logits of a stack of blocks have shape (n_blocks, n_problems, n_classes, block_rows), so that
-the softmax reduces over a strided axis while vector instructions run along the rows, and the backward product needs no
-transposition. Never materialised: N x K anything, one-hot targets, probabilities beside the logits. Knows nothing of
-threads, sources or penalties.
+Logits and residual are seen as (n_problems, n_classes, rows), whatever their order in memory: class-major where there
+are few classes, so that vector instructions run along the rows; row-major where there are many. Never materialised:
+N x K anything, one-hot targets, probabilities beside the logits. Knows nothing of threads, sources or penalties.
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -12,30 +15,131 @@ from gpusoftmax.plan import MetricPlan, Plan
 from gpusoftmax.sources import Block
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Rows whose softmax is taken at once: views of a workspace, made once, since making them takes as long as using.
+
+    z : logits, then residual, (n_problems, n_classes, rows), and the same in the order of its memory, `flat`
+    target, others, scale, loss, weights : (n_problems, 1, rows)
+    places : where in `flat` the targets are, (n_problems, rows); `row_places` those of class 0, `class_step` from one
+        class to the next
+    soft : targets, (n_classes, rows), where they are soft; `product` for as many numbers as `z`
+    """
+
+    z: np.ndarray
+    flat: np.ndarray
+    target: np.ndarray
+    others: np.ndarray
+    scale: np.ndarray
+    loss: np.ndarray
+    weights: np.ndarray
+    places: np.ndarray
+    row_places: np.ndarray
+    class_step: np.intp
+    soft: np.ndarray
+    product: np.ndarray
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A class-major task as a stack of blocks, views of a workspace made once.
+
+    row_major (n_blocks, block_rows, P·K) and `transposed` (P·K, rows): logits before they are class-major
+    class_major (P·K, rows) and `residual` (n_blocks, P·K, block_rows): after
+    product (n_blocks, P·K, n_features), ones (block_rows,)
+    """
+
+    row_major: np.ndarray
+    transposed: np.ndarray
+    class_major: np.ndarray
+    residual: np.ndarray
+    product: np.ndarray
+    ones: np.ndarray
+
+
 class Workspace:
-    """Buffers that one thread reuses for all its tasks."""
+    """Buffers that one thread reuses; those of a whole task, `logits` and `rows`, may be another's too."""
 
-    def __init__(self, plan: Plan):
-        rows, dtype = plan.task_rows, plan.dtype
-        n_blocks = -(-rows // plan.block_rows)
+    def __init__(self, plan: Plan, task: "Workspace | None" = None):
+        dtype, at_once = plan.dtype, plan.softmax_rows
         self.plan = plan
-        self.residual = np.empty(rows * plan.n_columns, dtype)
-        self.scratch = np.empty(rows * plan.n_columns if plan.needs_scratch else 0, dtype)
-        self.gradient = np.empty(n_blocks * plan.n_columns * plan.n_features, dtype)
-        self.rows = None if plan.is_direct else np.empty(rows * plan.n_features, dtype)
+        if task is None:
+            self.logits = np.empty(plan.task_rows * plan.n_columns, dtype)
+            self.rows = None if plan.is_direct else np.empty(plan.task_rows * plan.n_features, dtype)
+        else:
+            self.logits, self.rows = task.logits, task.rows
+        self.scratch = np.empty(at_once * plan.n_columns if plan.needs_scratch else 0, dtype)
+        self.soft = np.empty(at_once * plan.n_classes if plan.is_soft else 0, dtype)
+        self.vectors = np.empty((5, at_once * plan.n_problems), dtype)
+        self.places = np.empty(0 if plan.is_soft else at_once * plan.n_problems, np.intp)
+        self.product = np.empty(plan.product_size, dtype)
+        self.ones = np.ones(plan.block_rows, dtype)
+        self._views: dict[tuple[int, ...], Any] = {}
 
-    def split(self, n_rows: int) -> tuple[int, int]:
-        """Return (n_blocks, block_rows) for a task of `n_rows`: whole blocks, or the rows left over at the end."""
-        block = min(self.plan.block_rows, n_rows)
-        return n_rows // block, block
+    def memory(self, start: int, n_rows: int) -> np.ndarray:
+        """Return the memory of the logits of some rows of a task."""
+        return self.logits[start * self.plan.n_columns : (start + n_rows) * self.plan.n_columns]
+
+    def chunk(self, start: int, n_rows: int) -> Chunk:
+        """Return the views for `n_rows` rows of a task from `start` on."""
+        key = (start, n_rows)
+        if key not in self._views:
+            self._views[key] = self._make_chunk(*key)
+        return self._views[key]
+
+    def stack(self, n_rows: int) -> Stack:
+        """Return the views for a class-major task of `n_rows`: whole blocks, or the rows left over at the end."""
+        key = (n_rows,)
+        if key not in self._views:
+            self._views[key] = self._make_stack(n_rows)
+        return self._views[key]
+
+    def _make_chunk(self, start: int, n_rows: int) -> Chunk:
+        n_problems, n_classes = self.plan.n_problems, self.plan.n_classes
+        size = n_problems * n_rows
+
+        def shaped(flat: np.ndarray, n_outer: int) -> np.ndarray:
+            if self.plan.is_class_major:
+                return flat.reshape(n_outer, n_classes, n_rows)
+            return flat.reshape(n_rows, n_outer, n_classes).transpose(1, 2, 0)
+
+        flat = self.memory(start, n_rows)
+        z = shaped(flat, n_problems)
+        steps = [np.intp(stride // z.itemsize) for stride in z.strides]
+        places = self.places[:size].reshape(n_problems, -1)
+        vectors = [vector[:size].reshape(n_problems, 1, n_rows) for vector in self.vectors]
+        soft = shaped(self.soft[: n_rows * n_classes], 1)[0] if self.plan.is_soft else self.soft
+        product = shaped(self.scratch[: flat.size], n_problems) if self.plan.is_soft else self.scratch
+        row_places = np.arange(places.shape[1])
+        row_places *= steps[2]
+        if n_problems > 1:
+            row_places = np.arange(n_problems)[:, np.newaxis] * steps[0] + row_places
+        return Chunk(z, flat, *vectors, places, row_places, steps[1], soft, product)
+
+    def _make_stack(self, n_rows: int) -> Stack:
+        plan = self.plan
+        rows = min(plan.block_rows, n_rows)
+        n_blocks = n_rows // rows
+        scratch = self.scratch[: n_rows * plan.n_columns]
+        class_major = self.memory(0, n_rows).reshape(plan.n_columns, n_rows)
+        return Stack(
+            row_major=scratch.reshape(n_blocks, rows, plan.n_columns),
+            transposed=scratch.reshape(n_rows, plan.n_columns).T,
+            class_major=class_major,
+            residual=class_major.reshape(plan.n_columns, n_blocks, rows).transpose(1, 0, 2),
+            product=self.product[: n_blocks * plan.n_columns * plan.n_features].reshape(n_blocks, plan.n_columns, -1),
+            ones=self.ones[:rows],
+        )
 
 
 class Sums:
-    """One lane's running sums over its tasks: loss (P,), gradient (P·K, D) and intercept gradient (P·K,)."""
+    """Running sums over rows: loss (P,), gradient (n_features, P·K) and intercept gradient (P·K,)."""
 
     def __init__(self, plan: Plan):
         self.loss = np.zeros(plan.n_problems)
-        self.gradient = np.zeros((plan.n_columns, plan.n_features), plan.gradient_dtype)
+        order: Literal["C", "F"] = "F" if plan.is_class_major else "C"
+        self._params = np.zeros((plan.n_features + 1, plan.n_columns), plan.gradient_dtype, order)
+        self.gradient = self._params[:-1]
         self.intercept = np.zeros(plan.n_columns)
 
     def add(self, other: "Sums") -> None:
@@ -43,139 +147,169 @@ class Sums:
         self.gradient += other.gradient
         self.intercept += other.intercept
 
+    def as_params(self, params: np.ndarray) -> np.ndarray:
+        """Return the gradient in the shape and dtype of `params`, without a copy where the sums are in that order."""
+        self._params[-1] = self.intercept
+        return self._params.reshape(params.shape).astype(params.dtype, order="C", copy=False)
 
-def logits(X: np.ndarray, params: np.ndarray, work: Workspace) -> np.ndarray:
-    """Write ``X W + b`` class-major into the workspace, shape (n_blocks, P, K, block_rows).
 
-    `params` has the compute dtype. One read of X; two writes of the logits where they are computed row-major.
+class Affine(NamedTuple):
+    """Params of an evaluation in the compute dtype: W (n_features, P·K) and b (P·K,)."""
+
+    W: np.ndarray
+    b: np.ndarray
+
+    @classmethod
+    def of(cls, params: np.ndarray, dtype: np.dtype) -> Self:
+        """Return params (n_features + 1, n_problems, n_classes) as they enter the products."""
+        wide = np.ascontiguousarray(params, dtype).reshape(len(params), -1)
+        return cls(wide[:-1], wide[-1])
+
+
+def loss_and_gradient(task: Block, affine: Affine, work: Workspace, sums: Sums, label_smoothing: float) -> None:
+    """Add a task's loss and gradient to the sums: the stages one after the other."""
+    sums.loss += loss_and_residual(task, affine, work, 0, label_smoothing)
+    accumulate(task.X, work, sums)
+
+
+def loss_and_residual(block: Block, affine: Affine, work: Workspace, start: int, label_smoothing: float) -> np.ndarray:
+    """Write a block's residual to its place in the task, `start` rows on; return each problem's summed loss."""
+    loss = np.zeros(work.plan.n_problems)
+    for rows, chunk in logits(block.X, affine, work, start):
+        loss += residual(chunk, block.select(rows), label_smoothing)
+    return loss
+
+
+def logits(X: np.ndarray, affine: Affine, work: Workspace, start: int = 0) -> Iterator[tuple[slice, Chunk]]:
+    """Yield rows of X and their chunk with ``X W + b``, in a task from row `start` on.
+
+    The product is row-major. Adding b, chunk by chunk while it is in cache, transposes it to class-major logits.
     """
-    plan = work.plan
-    n_blocks, rows = work.split(len(X))
-    stack = X.reshape(n_blocks, rows, plan.n_features)
-    wide = params[:-1].reshape(plan.n_features, plan.n_columns)
-    bias = params[-1].reshape(plan.n_columns, 1)
-    out = work.residual[: len(X) * plan.n_columns].reshape(n_blocks, plan.n_columns, rows)
-    if plan.is_rows_first:
-        row_major = work.scratch[: out.size].reshape(n_blocks, rows, plan.n_columns)
-        np.matmul(stack, wide, out=row_major)
-        np.add(row_major.transpose(0, 2, 1), bias, out=out)
-    else:
-        np.matmul(wide.T, stack.transpose(0, 2, 1), out=out)
-        np.add(out, bias, out=out)
-    return out.reshape(n_blocks, plan.n_problems, plan.n_classes, rows)
+    plan, n_rows = work.plan, len(X)
+    if plan.is_class_major:
+        stack = work.stack(n_rows)
+        np.matmul(X.reshape(*stack.row_major.shape[:2], -1), affine.W, out=stack.row_major)
+        np.add(stack.transposed, affine.b[:, np.newaxis], out=stack.class_major)
+        yield slice(0, n_rows), work.chunk(start, n_rows)
+        return
+    product = work.memory(start, n_rows).reshape(n_rows, -1)
+    np.matmul(X, affine.W, out=product)
+    for rows in plan.cut(n_rows, plan.softmax_rows):
+        np.add(product[rows], affine.b, out=product[rows])
+        yield rows, work.chunk(start + rows.start, rows.stop - rows.start)
 
 
-def residual(z: np.ndarray, block: Block, work: Workspace, label_smoothing: float) -> np.ndarray:
-    """Overwrite logits `z` by ``s ⊙ (Y - T)`` and return each problem's summed loss, float64."""
-    np.subtract(z, z.max(axis=2, keepdims=True), out=z)
-    weights = _row_weights(block, z)
+def residual(chunk: Chunk, block: Block, label_smoothing: float) -> np.ndarray:
+    """Overwrite the logits ``chunk.z`` by ``s ⊙ (Y - T)``; return each problem's summed loss, float64."""
+    np.maximum.reduce(chunk.z, axis=1, keepdims=True, out=chunk.target)
+    np.subtract(chunk.z, chunk.target, out=chunk.z)
+    weights = None
+    if block.weights is not None:
+        weights = chunk.weights
+        np.copyto(weights, block.weights.T[:, np.newaxis], casting="unsafe")
     subtract_targets = _soft_targets if block.targets.ndim == 2 else _label_targets
-    loss = subtract_targets(z, block.targets, weights, work, label_smoothing)
+    subtract_targets(chunk, block.targets, weights, label_smoothing)
     if weights is not None:
-        loss *= weights
-    return loss.sum(axis=(0, 2, 3), dtype=np.float64)
+        np.multiply(chunk.loss, weights, out=chunk.loss)
+    return np.add.reduce(chunk.loss, axis=(1, 2), dtype=np.float64)
 
 
-def _row_weights(block: Block, z: np.ndarray) -> np.ndarray | None:
-    """Return the weights as (n_blocks, P or 1, 1, block_rows), or None for ones."""
-    if block.weights is None:
-        return None
-    n_blocks, rows = z.shape[0], z.shape[3]
-    return block.weights.reshape(n_blocks, rows, -1).transpose(0, 2, 1)[:, :, np.newaxis].astype(z.dtype)
-
-
-def _label_targets(z, labels, weights, work, label_smoothing):
-    """Turn shifted logits into the residual of class indices; return the loss of each row.
+def _label_targets(chunk: Chunk, labels, weights, label_smoothing):
+    """Turn shifted logits into the residual of class indices, and write the loss of each row.
 
     With o = Σ exp(z_j) over the classes other than the target t, the loss is log1p(o + (exp(z_t) - 1)) - z_t and the
     residual at the target -o / (o + exp(z_t)): neither cancels, however sure the model is.
     """
-    n_blocks, n_problems, n_classes, rows = z.shape
-    problems = np.arange(n_blocks * n_problems).reshape(n_blocks, n_problems, 1, 1) * (n_classes * rows)
-    at_target = labels.reshape(n_blocks, 1, 1, rows) * np.intp(rows) + (problems + np.arange(rows))
-    flat = z.reshape(-1)
-    target = flat.take(at_target)
+    z, target, others, scale, loss = chunk.z, chunk.target, chunk.others, chunk.scale, chunk.loss
+    np.multiply(labels, chunk.class_step, out=chunk.places, casting="unsafe")
+    np.add(chunk.places, chunk.row_places, out=chunk.places)
+    places = chunk.places.reshape(-1)
+    chunk.flat.take(places, out=target.reshape(-1), mode="wrap")
+    np.exp(target, out=loss)
+    spread = z.dtype.type(label_smoothing / z.shape[1])
     if label_smoothing:
-        mean = z.mean(axis=2, keepdims=True)
-    flat[at_target] = -np.inf
+        np.add.reduce(z, axis=1, keepdims=True, out=others)
+        target *= z.dtype.type(1 - label_smoothing)
+        target += np.multiply(others, spread, out=others)
+    chunk.flat[places] = -np.inf
     np.exp(z, out=z)
-    others = z.sum(axis=2, keepdims=True)
-    at_target_exp = np.exp(target)
-    scale = 1 / (others + at_target_exp)
-    if weights is not None:
-        scale *= weights
+    np.add.reduce(z, axis=1, keepdims=True, out=others)
+    np.add(others, loss, out=scale)
+    np.divide(1 if weights is None else weights, scale, out=scale)
     np.multiply(z, scale, out=z)
-    loss = np.log1p(others + (at_target_exp - 1))
-    np.multiply(others, scale, out=others)
+    np.multiply(others, scale, out=scale)
+    loss -= 1
+    loss += others
+    np.log1p(loss, out=loss)
+    loss -= target
     if label_smoothing:
-        each = z.dtype.type(label_smoothing / n_classes)
-        spread = each if weights is None else each * weights
-        np.subtract(z, spread, out=z)
-        others -= (n_classes - 1) * spread
-        loss -= z.dtype.type(1 - label_smoothing) * target + z.dtype.type(label_smoothing) * mean
-    else:
-        loss -= target
-    flat[at_target] = -others
-    return loss
+        each = spread if weights is None else np.multiply(weights, spread, out=others)
+        np.subtract(z, each, out=z)
+        scale -= (z.shape[1] - 1) * each
+    chunk.flat[places] = np.negative(scale, out=scale).reshape(-1)
 
 
-def _soft_targets(z, targets, weights, work, label_smoothing):
-    """Turn shifted logits into the residual of soft targets; return the loss of each row."""
-    n_blocks, _, n_classes, rows = z.shape
-    t = targets.reshape(n_blocks, rows, n_classes).transpose(0, 2, 1)[:, np.newaxis].astype(z.dtype)
+def _soft_targets(chunk: Chunk, targets, weights, label_smoothing):
+    """Turn shifted logits into the residual of soft targets, and write the loss of each row."""
+    z, t, expected, loss = chunk.z, chunk.soft, chunk.others, chunk.loss
+    np.copyto(t, targets.T, casting="unsafe")
     if label_smoothing:
         t *= z.dtype.type(1 - label_smoothing)
-        t += z.dtype.type(label_smoothing / n_classes)
-    product = work.scratch[: z.size].reshape(z.shape)
-    expected = np.multiply(z, t, out=product).sum(axis=2, keepdims=True)
+        t += z.dtype.type(label_smoothing / len(t))
+    np.multiply(z, t, out=chunk.product)
+    np.add.reduce(chunk.product, axis=1, keepdims=True, out=expected)
     np.exp(z, out=z)
-    total = z.sum(axis=2, keepdims=True)
-    np.multiply(z, 1 / total, out=z)
+    np.add.reduce(z, axis=1, keepdims=True, out=loss)
+    np.multiply(z, np.divide(1, loss, out=chunk.scale), out=z)
     np.subtract(z, t, out=z)
     if weights is not None:
         np.multiply(z, weights, out=z)
-    return np.log(total) - expected
+    np.log(loss, out=loss)
+    loss -= expected
 
 
-def accumulate(X: np.ndarray, z: np.ndarray, work: Workspace, sums: Sums) -> None:
-    """Add ``Gᵀ X`` and ``Gᵀ 1`` to the lane's sums."""
-    n_blocks, _, _, rows = z.shape
-    plan = work.plan
-    wide = z.reshape(n_blocks, plan.n_columns, rows)
-    stack = X.reshape(n_blocks, rows, plan.n_features)
-    gradient = work.gradient[: n_blocks * sums.gradient.size].reshape(n_blocks, *sums.gradient.shape)
-    np.matmul(wide, stack, out=gradient)
-    sums.gradient += gradient[0] if n_blocks == 1 else gradient.sum(axis=0, dtype=sums.gradient.dtype)
-    sums.intercept += wide.sum(axis=2).sum(axis=0, dtype=np.float64)
+def accumulate(X: np.ndarray, work: Workspace, sums: Sums) -> None:
+    """Add ``XᵀG`` and ``1ᵀG`` of a task to the sums: class-major as a stack of small products."""
+    if not work.plan.is_class_major:
+        for columns in work.plan.columns():
+            accumulate_columns(X, columns, work, sums)
+        return
+    stack = work.stack(len(X))
+    G, product = stack.residual, stack.product
+    np.matmul(G, X.reshape(len(G), G.shape[2], -1), out=product)
+    sums.gradient += (product[0] if len(G) == 1 else np.add.reduce(product)).T
+    sums.intercept += np.add.reduce(np.matmul(G, stack.ones), dtype=np.float64)
 
 
-def loss_and_gradient(block: Block, params, work: Workspace, sums: Sums, label_smoothing: float) -> None:
-    """Add one task's loss and gradient to the lane's sums: the three stages on one stack of blocks."""
-    z = logits(block.X, params, work)
-    sums.loss += residual(z, block, work, label_smoothing)
-    accumulate(block.X, z, work, sums)
+def accumulate_columns(X: np.ndarray, columns: slice, work: Workspace, sums: Sums) -> None:
+    """Add some columns of ``XᵀG`` and ``1ᵀG`` of a row-major task to the sums."""
+    G = work.memory(0, len(X)).reshape(len(X), -1)[:, columns]
+    product = work.product[: X.shape[1] * G.shape[1]].reshape(X.shape[1], -1)
+    np.matmul(X.T, G, out=product)
+    sums.gradient[:, columns] += product
+    sums.intercept[columns] += np.add.reduce(G)
 
 
 def softmax(z: np.ndarray) -> None:
-    """Overwrite logits (n_blocks, P, K, rows) by probabilities."""
-    np.subtract(z, z.max(axis=2, keepdims=True), out=z)
+    """Overwrite logits (n_problems, n_classes, rows) by probabilities."""
+    np.subtract(z, z.max(axis=1, keepdims=True), out=z)
     np.exp(z, out=z)
-    np.divide(z, z.sum(axis=2, keepdims=True), out=z)
+    np.divide(z, z.sum(axis=1, keepdims=True), out=z)
 
 
 def predict(z: np.ndarray, output: str) -> np.ndarray:
-    """Turn class-major logits of one problem into row-major `output`; overwrites `z`.
+    """Turn logits of one problem, (1, n_classes, rows), into row-major `output`; overwrites `z`.
 
     `output` is "logits", "probabilities", "log_probabilities", or "classes" for the index of the largest logit.
     """
     if output == "classes":
-        return z.argmax(axis=2).reshape(-1)
+        return z[0].argmax(axis=0)
     if output == "probabilities":
         softmax(z)
     elif output == "log_probabilities":
-        np.subtract(z, z.max(axis=2, keepdims=True), out=z)
-        np.subtract(z, np.log(np.exp(z).sum(axis=2, keepdims=True)), out=z)
-    return z.transpose(0, 3, 1, 2).reshape(-1, z.shape[2])
+        np.subtract(z, z.max(axis=1, keepdims=True), out=z)
+        np.subtract(z, np.log(np.exp(z).sum(axis=1, keepdims=True)), out=z)
+    return z[0].T
 
 
 class CurvatureSums:
@@ -193,12 +327,10 @@ def curvature(block: Block, params: np.ndarray, scale: np.ndarray, sums: Curvatu
     rows = len(block.X)
     z = np.matmul(params[:-1].reshape(n_features, -1).T, block.X.T)
     z += params[-1].reshape(-1, 1)
-    z = z.reshape(1, n_problems, n_classes, rows)
-    softmax(z)
-    y = z[0]
-    given = _row_weights(block, z)
-    weights = np.ones((1, 1, rows), y.dtype) if given is None else given[0]
-    weights = np.broadcast_to(weights, (n_problems, 1, rows))
+    y = z.reshape(n_problems, n_classes, rows)
+    softmax(y)
+    given = np.ones((rows, 1)) if block.weights is None else block.weights
+    weights = np.broadcast_to(given.T[:, np.newaxis].astype(y.dtype), (n_problems, 1, rows))
     weighted = y * weights
     total = weighted.sum(axis=2, dtype=np.float64)
     if sums.classes.ndim == 3:
