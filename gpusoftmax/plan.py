@@ -18,6 +18,7 @@ SMALL_GRADIENT_BYTES = 1 << 18  # up to here a lane's gradient is nothing beside
 WIDE_BLOCK_BYTES = 2 << 20  # logits of one block of a wide problem
 SMALL_PASS_FLOPS = 20_000_000  # a millisecond's work: handing it to a second thread costs as much as it saves
 SHARED_GRADIENT_BYTES = 24 << 20  # gradients of all threads together, beyond which BLAS gets the threads instead
+METRIC_BLOCK_BYTES = 4 << 20  # of one lane: products of fewer rows are over before their sums are
 METRIC_ROWS = 20_000  # fewer sampled rows made the metric much worse
 METRIC_ROWS_PER_FEATURE = 12
 MAX_METRIC_FEATURES = 2048  # a symmetric eigenproblem of this order takes seconds
@@ -220,9 +221,11 @@ def _shrink(plan: Plan, budget_bytes: int) -> Plan:
 
 @dataclass(frozen=True)
 class MetricPlan:
-    """How the metric is estimated: rows of a block, and which of its two factors are full matrices."""
+    """How the metric is estimated: rows of a block, lanes of sums, and which of its two factors are full matrices."""
 
+    dtype: np.dtype
     block_rows: int
+    n_lanes: int
     is_feature_full: bool
     is_class_full: bool
     workspace_bytes: int
@@ -246,9 +249,9 @@ def plan_fit(
     """
     sizes = (n_rows, n_features, n_problems, n_classes, dtype)
     if budget_bytes is None:
-        return plan_pass(*sizes, facts, is_soft=is_soft, is_direct=is_direct), _plan_metric(*sizes, math.inf)
+        return plan_pass(*sizes, facts, is_soft=is_soft, is_direct=is_direct), _plan_metric(*sizes, facts, math.inf)
     one_row = plan_pass(1, *sizes[1:], facts, is_soft=is_soft, is_direct=is_direct)
-    metric = _plan_metric(*sizes, min(budget_bytes / 2, budget_bytes - one_row.workspace_bytes))
+    metric = _plan_metric(*sizes, facts, min(budget_bytes / 2, budget_bytes - one_row.workspace_bytes))
     plan = plan_pass(
         *sizes,
         facts,
@@ -266,22 +269,32 @@ def metric_sample(n_rows: int, n_features: int) -> int:
 
 
 def _plan_metric(
-    n_rows: int, n_features: int, n_problems: int, n_classes: int, dtype: np.dtype, budget: float
+    n_rows: int,
+    n_features: int,
+    n_problems: int,
+    n_classes: int,
+    dtype: np.dtype,
+    facts: DeviceFacts,
+    budget: float,
 ) -> MetricPlan:
     """Choose the metric's sample and factors: a factor too large for the budget or for its eigenproblem is diagonal.
 
-    While they are made, full factors cost four float64 matrices of order n_features + 1, and two plus n_problems of
-    order n_classes.
+    While they are made, full factors cost five matrices of order n_features + 1, enough for two lanes' sums and
+    products, and a lane two plus n_problems of order n_classes in float64.
     """
     sample = metric_sample(n_rows, n_features)
     row_bytes = dtype.itemsize * (2 * n_features + 3 * n_problems * n_classes + 8)
-    feature_bytes = 32 * (n_features + 1) ** 2
+    feature_bytes = 5 * dtype.itemsize * (n_features + 1) ** 2
     class_bytes = 8 * (n_problems + 2) * n_classes**2
-    spent = 8 * (n_features + 1 + n_problems * n_classes) + row_bytes
+    is_small = 2 * sample * n_features * (n_features + n_problems * n_classes) <= SMALL_PASS_FLOPS
+    n_lanes = 1 if is_small else min(2, facts.n_threads)
+    spent = n_lanes * (8 * (n_features + 1 + n_problems * n_classes) + row_bytes)
     is_feature_full = n_features < MAX_METRIC_FEATURES and spent + feature_bytes <= budget
     spent += feature_bytes * is_feature_full
-    is_class_full = n_classes <= MAX_METRIC_CLASSES and spent + class_bytes <= budget
-    spent += class_bytes * is_class_full
-    allowance = min(WIDE_BLOCK_BYTES, max(budget - spent, 0))
+    is_class_full = n_classes <= MAX_METRIC_CLASSES and spent + n_lanes * class_bytes <= budget
+    spent += n_lanes * class_bytes * is_class_full
+    allowance = min(METRIC_BLOCK_BYTES, max(budget - spent, 0) / n_lanes)
     more_rows = int(min(1023, sample - 1, allowance // row_bytes))
-    return MetricPlan(1 + more_rows, is_feature_full, is_class_full, spent + more_rows * row_bytes)
+    n_lanes = min(n_lanes, -(-sample // (1 + more_rows)))
+    spent += n_lanes * more_rows * row_bytes
+    return MetricPlan(dtype, 1 + more_rows, n_lanes, is_feature_full, is_class_full, spent)

@@ -24,7 +24,7 @@ class KroneckerMetric:
     features : array of shape (n_features + 1, n_features + 1), or (n_features + 1,) for a diagonal factor
         T, the basis that makes both A and the penalty diagonal.
     classes : array of shape (n_problems, n_classes, n_classes), or None for the identity
-        U, eigenvectors of each B_p.
+        U, eigenvectors of each B_p, centred over the classes.
     curvature : array of shape (n_problems, n_features + 1, n_classes)
     n_passes : float
         Passes over the rows that making it took.
@@ -40,19 +40,17 @@ class KroneckerMetric:
 
         A constant over classes moves no logits apart, so that direction is projected out.
         """
-        n_rows, n_problems, n_classes = gradient.shape
-        wide = (gradient - gradient.mean(axis=2, keepdims=True)).reshape(n_rows, -1)
-        by_problem = self._features(wide, transpose=True).reshape(gradient.shape).transpose(1, 0, 2)
-        del wide
-        if self.classes is not None:
+        wide = gradient.astype(self.features.dtype, copy=False).reshape(len(gradient), -1)
+        wide = self._features(wide, transpose=True)
+        by_problem = wide.reshape(gradient.shape).transpose(1, 0, 2)
+        if self.classes is None:
+            by_problem = _centred(_centred(by_problem) / self.curvature)
+        else:
             by_problem = by_problem @ self.classes
-        by_problem /= self.curvature
-        if self.classes is not None:
+            by_problem /= self.curvature
             by_problem = by_problem @ self.classes.transpose(0, 2, 1)
-        wide = by_problem.transpose(1, 0, 2).reshape(n_rows, n_problems * n_classes)
-        direction = self._features(wide, transpose=False).reshape(gradient.shape)
-        direction -= direction.mean(axis=2, keepdims=True)
-        return direction
+        wide = by_problem.transpose(1, 0, 2).reshape(wide.shape)
+        return self._features(wide, transpose=False).reshape(gradient.shape).astype(gradient.dtype, copy=False)
 
     def _features(self, wide, transpose: bool):
         if self.features.ndim == 1:
@@ -66,20 +64,19 @@ class KroneckerMetric:
 
 
 def kronecker_metric(
-    gram, classes, weight, strength, scale, *, has_intercept, dtype, precision, n_passes
+    gram, classes, weight, strength, scale, *, has_intercept, precision, n_passes
 ) -> KroneckerMetric:
     """Diagonalise ``B_p ⊗ A + strength_p · R``.
 
     Parameters
     ----------
     gram : array of shape (n_features + 1, n_features + 1), or its diagonal
-        Summed curvature of features multiplied by `scale`; overwritten.
+        Summed curvature of features multiplied by `scale`; overwritten. The metric has its dtype.
     classes : array of shape (n_problems, n_classes, n_classes), or its diagonals
     weight, strength : arrays of shape (n_problems,)
         Total weight of the rows summed, and each problem's penalty.
     scale : array of shape (n_features,)
     has_intercept : bool
-    dtype : dtype of the params that the metric will be applied to
     precision : float
         Relative rounding error of the sums.
     n_passes : float
@@ -97,7 +94,7 @@ def kronecker_metric(
     if B.ndim == 3:
         spread = np.trace(B, axis1=1, axis2=2)
         sigma, U = np.linalg.eigh(B + np.maximum(spread, tiny)[:, np.newaxis, np.newaxis] / n_classes)
-        U = U.astype(dtype)
+        U = _centred(U.transpose(0, 2, 1)).transpose(0, 2, 1).astype(gram.dtype)
     else:
         spread, sigma, U = B.sum(axis=1), B, None
     level = max(float(np.exp(np.log(np.maximum(spread, tiny)).mean())) / max(n_classes - 1, 1), 1e-12)
@@ -114,37 +111,35 @@ def kronecker_metric(
     curvature = (np.maximum(sigma, 0) / level)[:, np.newaxis, :] * share[:, np.newaxis]
     curvature += penalised[:, np.newaxis, np.newaxis] * (1 - share)[:, np.newaxis]
     np.maximum(curvature, np.sqrt(precision), out=curvature)  # undetermined directions must not magnify rounding
-    return KroneckerMetric(T.astype(dtype, copy=False), U, curvature.astype(dtype), n_passes)
+    return KroneckerMetric(T, U, curvature.astype(gram.dtype), n_passes)
 
 
 def _feature_basis(A, penalty, ridge):
     """Return T and `share` with ``Tᵀ A T = diag(share)`` and ``Tᵀ (A + diag(penalty)) T = I``, up to the ridge.
 
-    Solving against the sum of both, scaled to a unit diagonal, is accurate whichever of the two dominates a feature.
-    Overwrites A, and makes two more matrices of its size.
+    Solving against the sum of both, scaled to a unit diagonal, is accurate whichever of the two dominates a feature;
+    the ridge grows where rounding asks. Overwrites A, and makes four more matrices of its size.
     """
     curvature = np.diagonal(A) if A.ndim == 2 else A
     # A feature without curvature stays as it is: scaling by a penalty next to nothing would overflow.
     unit = 1 / np.sqrt(np.where(curvature > 0, curvature + penalty, 1.0))
     if A.ndim == 1:
-        return unit, np.clip(unit**2 * A, 0, 1)
+        return unit.astype(A.dtype), np.clip(unit**2 * A, 0, 1)
     A *= unit
     A *= unit[:, np.newaxis]
-    L = _cholesky(A, unit**2 * penalty + ridge)
-    whitened = scipy.linalg.solve_triangular(L, A.T, lower=True, overwrite_b=True, check_finite=False)
-    whitened = scipy.linalg.solve_triangular(L, whitened.T, lower=True, overwrite_b=True, check_finite=False)
-    share, Q = scipy.linalg.eigh(whitened, driver="evr", overwrite_a=True, check_finite=False)
-    T = scipy.linalg.solve_triangular(L, Q, lower=True, trans="T", overwrite_b=True, check_finite=False)
-    T *= unit[:, np.newaxis]
-    return T, np.clip(share, 0, 1)
-
-
-def _cholesky(A, diagonal):
-    """Return the lower Cholesky factor of ``A + diag(diagonal)``, with more on the diagonal where rounding asks."""
+    diagonal = unit**2 * penalty + ridge
     while True:
-        both = A.copy(order="F")
+        both = A.copy()
         both[np.diag_indices_from(both)] += diagonal
-        try:
-            return scipy.linalg.cholesky(both, lower=True, overwrite_a=True, check_finite=False)
+        try:  # both are symmetric: their transposes are in LAPACK's order
+            share, T = scipy.linalg.eigh(A.T, both.T, driver="gvd", overwrite_b=True, check_finite=False)
         except scipy.linalg.LinAlgError:
             diagonal = 100 * diagonal
+        else:
+            T *= unit[:, np.newaxis]
+            return T, np.clip(share, 0, 1)
+
+
+def _centred(array):
+    """Return `array` less its mean along the last axis."""
+    return array - array.mean(axis=-1, keepdims=True)

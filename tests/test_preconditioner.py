@@ -35,8 +35,8 @@ def made_metric(strength, scale=None, *, diagonal_features=False, diagonal_class
     if diagonal_classes:
         classes = np.diagonal(classes, axis1=1, axis2=2)
     precision = np.finfo(dtype).eps
-    options = {"has_intercept": True, "dtype": dtype, "precision": precision, "n_passes": 0.5} | options
-    return kronecker_metric(gram, classes, weight, strength, scale, **options)
+    options = {"has_intercept": True, "precision": precision, "n_passes": 0.5} | options
+    return kronecker_metric(gram.astype(dtype), classes, weight, strength, scale, **options)
 
 
 def dense_hessian(p, strength, *, diagonal_features=False, diagonal_classes=False, has_intercept=True):
@@ -116,7 +116,7 @@ class TestInverse:
     def test_one_problem_is_its_part_of_many(self):
         strength = STRENGTHS["each its own"]
         gram, classes, weight = curvature(np.ones(N_FEATURES))
-        options = {"has_intercept": True, "dtype": FLOAT64, "precision": 2.0**-52, "n_passes": 0.0}
+        options = {"has_intercept": True, "precision": 2.0**-52, "n_passes": 0.0}
         together = as_matrices(made_metric(strength), SHAPE)
         for p in range(N_PROBLEMS):
             one = slice(p, p + 1)
@@ -151,6 +151,13 @@ class TestProperties:
         assert_close(metric.apply(gradient + 7.0), step, 1e-12)
         assert np.abs(step.sum(axis=2)).max() < 1e-12 * np.abs(step).max()
 
+    def test_the_step_has_the_dtype_of_the_gradient(self):
+        gradient = np.random.default_rng(0).normal(size=SHAPE)
+        metric = made_metric(STRENGTHS["none"], dtype=FLOAT32)
+        step = metric.apply(gradient)
+        assert step.dtype == np.float64
+        np.testing.assert_array_equal(step, metric.apply(gradient.astype(np.float32)))
+
     def test_gradient_is_not_modified(self):
         gradient = np.random.default_rng(0).normal(size=SHAPE)
         before = gradient.copy()
@@ -184,7 +191,7 @@ class TestExtremes:
         data = make_data(200, N_FEATURES, 1, N_CLASSES)
         gram, classes = reference.curvature(data.X, data.full_weights(), data.params)
         factor = np.array([size, 1.0, 1.0, 1.0])
-        options = {"has_intercept": True, "dtype": FLOAT64, "precision": 2.0**-52, "n_passes": 0.0}
+        options = {"has_intercept": True, "precision": 2.0**-52, "n_passes": 0.0}
         plain, scaled = (
             kronecker_metric(gram.copy(), classes, np.array([200.0]), np.zeros(1), scale, **options)
             for scale in (np.ones(N_FEATURES), 1 / factor)
@@ -201,7 +208,6 @@ class TestExtremes:
             metric = kronecker_metric(
                 *(gram.copy(), classes, weight, np.full(N_PROBLEMS, strength), scale),
                 has_intercept=True,
-                dtype=FLOAT64,
                 precision=2.0**-52,
                 n_passes=0.0,
             )
@@ -211,7 +217,6 @@ class TestExtremes:
         metric = kronecker_metric(
             *(np.zeros((3, 3)), np.zeros((1, 4, 4)), np.array([10.0]), np.array([0.1]), np.ones(2)),
             has_intercept=True,
-            dtype=FLOAT64,
             precision=2.0**-52,
             n_passes=0.0,
         )
@@ -223,7 +228,7 @@ class TestExtremes:
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_sums_that_are_not_finite_are_an_error(self, bad):
-        options = {"has_intercept": True, "dtype": FLOAT64, "precision": 2.0**-52, "n_passes": 0.0}
+        options = {"has_intercept": True, "precision": 2.0**-52, "n_passes": 0.0}
         for spoilt in (0, 1):
             gram, classes, weight = curvature(np.ones(N_FEATURES))
             (gram, classes)[spoilt].flat[3] = bad
@@ -236,7 +241,6 @@ class TestExtremes:
         metric = kronecker_metric(
             *(gram, classes, weight, np.array([0.1]), np.ones(2)),
             has_intercept=True,
-            dtype=FLOAT64,
             precision=2.0**-52,
             n_passes=0.0,
         )

@@ -182,9 +182,14 @@ class CurvatureSums:
     """Running sums for the metric; see `kernels.reference.curvature`. A diagonal factor keeps its diagonal only."""
 
     def __init__(self, n_features: int, n_problems: int, n_classes: int, plan: MetricPlan):
-        self.gram = np.zeros((n_features + 1,) * (2 if plan.is_feature_full else 1))
+        self.gram = np.zeros((n_features + 1,) * (2 if plan.is_feature_full else 1), plan.dtype)
         self.classes = np.zeros((n_problems, n_classes) + ((n_classes,) if plan.is_class_full else ()))
         self.weight = np.zeros(n_problems)
+
+    def add(self, other: "CurvatureSums") -> None:
+        self.gram += other.gram
+        self.classes += other.classes
+        self.weight += other.weight
 
 
 def curvature(block: Block, params: np.ndarray, scale: np.ndarray, sums: CurvatureSums) -> None:
