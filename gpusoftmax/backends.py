@@ -134,7 +134,8 @@ class NumpyPass:
     def curvature(self, params: np.ndarray, scale: np.ndarray, plan: MetricPlan, rows: np.ndarray):
         """Return the metric's sums over `rows`, block by block, each thread with a share of the blocks."""
         compute = np.ascontiguousarray(params, self.plan.dtype)
-        lanes = [cpu.CurvatureSums(len(scale), *params.shape[1:], plan) for _ in range(plan.n_lanes)]
+        _, n_problems, n_classes = params.shape
+        lanes = [cpu.CurvatureSums(len(scale), n_problems, n_classes, plan) for _ in range(plan.n_lanes)]
         starts = range(0, len(rows), plan.block_rows)
 
         def run(lane: int) -> None:

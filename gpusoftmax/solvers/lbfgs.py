@@ -43,7 +43,7 @@ class LBFGS:
     max_iter: int = 1000
     n_pairs: int = 16
     first_refresh: int = 6
-    refresh_growth: float = 2.0
+    refresh_growth: float = 5.0
 
     def minimize(self, objective: Objective, params, callback: Callback | None = None) -> Solution:
         """Minimise every problem's objective from `params`, which are not modified."""
@@ -96,9 +96,10 @@ class _Pairs:
         R = np.where(self.age[:, :, np.newaxis] <= self.age[:, np.newaxis, :], self.SY, 0.0)
         D = np.diagonal(self.SY, axis1=1, axis2=2)
         R += (self.age == 0)[:, :, np.newaxis] * np.eye(R.shape[1])
-        a = _solve(R, _products(self.S, g))
+        inverse = np.linalg.inv(R)
+        a = _products(inverse, _products(self.S, g))
         step = self.metric_scale()[:, np.newaxis].astype(g.dtype) * (Hg - _combine(self.HY, a))
-        step += _combine(self.S, _solve(R.transpose(0, 2, 1), D * a - _products(self.Y, step)))
+        step += _combine(self.S, _products(inverse.transpose(0, 2, 1), D * a - _products(self.Y, step)))
         return step
 
     def metric_scale(self) -> np.ndarray:
@@ -230,14 +231,16 @@ class _Run:
         is_last = (state.n_trials >= MAX_TRIALS) | ~(trial != state.x).any(axis=1)
         taken = acceptable & (is_last | ~is_too_short(state.bracket, slope))
         failed = ~taken & is_last
-        steps, bracket = next_step(state.bracket, state.step, slope, acceptable)
-        state.step = np.where(taken, state.step, steps)
-        _assign(state.bracket, ~taken, bracket)
+        if not taken.all():
+            steps, bracket = next_step(state.bracket, state.step, slope, acceptable)
+            state.step = np.where(taken, state.step, steps)
+            _assign(state.bracket, ~taken, bracket)
 
         self.take(taken, trial, value, gradient)
         is_hopeless = failed & ~state.pairs.age.any(axis=1)
-        state.pairs.forget(failed)
-        state.step[failed] = 1.0
+        if failed.any():
+            state.pairs.forget(failed)
+            state.step[failed] = 1.0
         self.aim(taken | (failed & ~is_hopeless))
         self.count_stalls(taken)
         limit = np.where(np.isfinite(value), Status.PRECISION_REACHED, Status.NON_FINITE)
@@ -295,15 +298,11 @@ class _Run:
         """Return each running problem's status."""
         state, tol = self.state, self.solver.tol
         small = DECREASE_PER_TOL * tol * np.maximum(np.abs(state.value), tol)
-        return np.select(
-            [
-                (np.abs(state.gradient).max(axis=1) <= tol) & (state.decrease <= small),
-                state.n_stalled >= MAX_STALLED,
-                self.solution.n_iter[state.problem] >= self.solver.max_iter,
-            ],
-            [Status.CONVERGED, Status.PRECISION_REACHED, Status.ITERATION_LIMIT],
-            Status.RUNNING,
-        )
+        is_small = (np.abs(state.gradient).max(axis=1) <= tol) & (state.decrease <= small)
+        is_at_limit = self.solution.n_iter[state.problem] >= self.solver.max_iter
+        status = np.where(is_at_limit, Status.ITERATION_LIMIT, Status.RUNNING)
+        status = np.where(state.n_stalled >= MAX_STALLED, Status.PRECISION_REACHED, status)
+        return np.where(is_small, Status.CONVERGED, status)
 
     def end(self, status: np.ndarray) -> None:
         """Write down the problems that have ended, and leave them out of the stack."""
@@ -369,7 +368,3 @@ def _products(vectors: np.ndarray, g: np.ndarray) -> np.ndarray:
 def _combine(vectors: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     """Return each problem's linear combination of its stored vectors."""
     return np.matmul(coefficients.astype(vectors.dtype)[:, np.newaxis, :], vectors)[:, 0]
-
-
-def _solve(R: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.linalg.solve(R, right[:, :, np.newaxis])[:, :, 0]
