@@ -2,8 +2,8 @@
 
 The Hessian of problem p is ``E_p[(diag(y) - yyᵀ) ⊗ [x, 1]ᵀ[x, 1]] + strength_p · I`` (no penalty on the intercept),
 bounded by Böhning (1992). Taking the expectation of the two factors apart gives ``B_p ⊗ A + strength_p · R``, with A
-shared by all problems. An eigenproblem of the classes and one, or a Cholesky factor, of the features diagonalise it; applying
-the inverse is two small products a side. Knows nothing of rows: it is made from the sums of
+shared by all problems. An eigenproblem of the classes and one, or a Cholesky factor, of the features diagonalise it;
+applying the inverse is two small products a side. Knows nothing of rows: it is made from the sums of
 `kernels.reference.curvature`.
 """
 

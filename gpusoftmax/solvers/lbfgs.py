@@ -252,9 +252,11 @@ class _Run:
             return
         state = self.state
         old = state.x, state.gradient, state.preconditioned
-        is_new = taken[:, np.newaxis]
-        state.x, state.gradient = np.where(is_new, x, state.x), np.where(is_new, gradient, state.gradient)
-        state.value = np.where(taken, value, state.value)
+        if not taken.all():
+            is_new = taken[:, np.newaxis]
+            x, gradient = np.where(is_new, x, state.x), np.where(is_new, gradient, state.gradient)
+            value = np.where(taken, value, state.value)
+        state.x, state.value, state.gradient = x, value, gradient
         state.preconditioned = self.apply_metric(state.gradient)
         new = state.x, state.gradient, state.preconditioned
         for p in np.flatnonzero(taken).tolist():
