@@ -165,14 +165,21 @@ class NumpyPass:
         sums.loss += losses.sum(axis=0)
 
     def curvature(self, params: np.ndarray, scale: np.ndarray, plan: MetricPlan, rows: np.ndarray):
-        """Return the metric's sums over `rows`, block by block."""
-        sums = cpu.CurvatureSums(len(scale), params.shape[1], params.shape[2], plan)
+        """Return the metric's sums over `rows`, block by block, each thread with a share of the blocks."""
         compute = np.ascontiguousarray(params, self.plan.dtype)
-        for start in range(0, len(rows), plan.block_rows):
-            block = self.source.block(rows[start : start + plan.block_rows])
-            with np.errstate(all="ignore"):
-                cpu.curvature(block, compute, scale, sums)
-        return sums
+        _, n_problems, n_classes = params.shape
+        lanes = [cpu.CurvatureSums(len(scale), n_problems, n_classes, plan) for _ in range(plan.n_lanes)]
+        starts = range(0, len(rows), plan.block_rows)
+
+        def run(lane: int, _: cpu.Workspace) -> Iterator[None]:
+            for start in starts[lane :: plan.n_lanes]:
+                cpu.curvature(self.source.block(rows[start : start + plan.block_rows]), compute, scale, lanes[lane])
+                yield
+
+        self._crew.map(run, range(plan.n_lanes))
+        for other in lanes[1:]:
+            lanes[0].add(other)
+        return lanes[0]
 
     def select(self, active: np.ndarray) -> "NumpyPass":
         """Return the pass of the problems in `active`, planned anew."""

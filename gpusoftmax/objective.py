@@ -86,7 +86,6 @@ class SoftmaxObjective:
             self.penalty.strength,
             sample.scale,
             has_intercept=self.has_intercept,
-            dtype=params.dtype,
             precision=self.precision,
             n_passes=len(sample.rows) / self.fused_pass.n_rows,
         )

@@ -14,9 +14,7 @@ from gpusoftmax.exceptions import WorkspaceError
 UNPACKED_ROWS = 64, 2048  # fewest and most rows of a product that BLAS need not pack
 PACKED_ROWS = 512  # of any other
 TASK_BYTES = 5 << 20  # of X and logits in a stack: a shorter task is over before thirty ufuncs have been called
-ROW_MAJOR_CLASSES = (
-    256  # from here on a softmax along rows is as fast as one along classes, which costs a transposition
-)
+ROW_MAJOR_CLASSES = 256  # from here on a softmax along rows costs no more than a transposition and one along classes
 ROW_MAJOR_ROWS, ROW_MAJOR_BYTES = 1024, 4 << 20  # most rows of a task, and their logits
 LANES_PER_THREAD = 4  # independent partial sums: enough to share work evenly, few enough to add up for nothing
 SMALL_GRADIENT_BYTES = 1 << 18  # up to here a lane's gradient is nothing beside the caches
@@ -27,7 +25,7 @@ PRODUCT_BYTES = 4 << 20  # of XᵀG that one thread makes at once: products of f
 SMALL_PASS_FLOPS = 20_000_000  # a millisecond's work: handing it to a second thread costs as much as it saves
 METRIC_ROWS = 20_000  # fewer sampled rows made the metric much worse
 METRIC_ROWS_PER_FEATURE = 12
-METRIC_BLOCK_BYTES = 2 << 20  # of rows and probabilities at once
+METRIC_BLOCK_BYTES = 4 << 20  # of one lane: products of fewer rows are over before their sums are
 MAX_METRIC_FEATURES = 2048  # a symmetric eigenproblem of this order takes seconds
 MAX_METRIC_CLASSES = 640
 
@@ -243,7 +241,7 @@ def plan_pass(
         block_rows=block,
         task_rows=task,
         n_lanes=n_lanes,
-        n_threads=min(n_threads, task // block if is_shared else n_lanes),
+        n_threads=n_threads if is_shared else min(n_threads, n_lanes),
         is_shared=is_shared,
         is_class_major=is_class_major,
         is_soft=is_soft,
@@ -311,9 +309,11 @@ def _shrink(plan: Plan, budget_bytes: int) -> Plan:
 
 @dataclass(frozen=True)
 class MetricPlan:
-    """How the metric is estimated: rows of a block, and which of its two factors are full matrices."""
+    """How the metric is estimated: rows of a block, lanes of sums, and which of its two factors are full matrices."""
 
+    dtype: np.dtype
     block_rows: int
+    n_lanes: int
     is_feature_full: bool
     is_class_full: bool
     workspace_bytes: int
@@ -337,9 +337,9 @@ def plan_fit(
     """
     sizes = (n_rows, n_features, n_problems, n_classes, dtype)
     if budget_bytes is None:
-        return plan_pass(*sizes, facts, is_soft=is_soft, is_direct=is_direct), _plan_metric(*sizes, math.inf)
+        return plan_pass(*sizes, facts, is_soft=is_soft, is_direct=is_direct), _plan_metric(*sizes, facts, math.inf)
     one_row = plan_pass(1, *sizes[1:], facts, is_soft=is_soft, is_direct=is_direct)
-    metric = _plan_metric(*sizes, min(budget_bytes / 2, budget_bytes - one_row.workspace_bytes))
+    metric = _plan_metric(*sizes, facts, min(budget_bytes / 2, budget_bytes - one_row.workspace_bytes))
     plan = plan_pass(
         *sizes,
         facts,
@@ -357,22 +357,32 @@ def metric_sample(n_rows: int, n_features: int) -> int:
 
 
 def _plan_metric(
-    n_rows: int, n_features: int, n_problems: int, n_classes: int, dtype: np.dtype, budget: float
+    n_rows: int,
+    n_features: int,
+    n_problems: int,
+    n_classes: int,
+    dtype: np.dtype,
+    facts: DeviceFacts,
+    budget: float,
 ) -> MetricPlan:
     """Choose the metric's sample and factors: a factor too large for the budget or for its eigenproblem is diagonal.
 
-    While they are made, full factors cost four float64 matrices of order n_features + 1, and two plus n_problems of
-    order n_classes.
+    While they are made, full factors cost five matrices of order n_features + 1, enough for two lanes' sums and
+    products, and a lane two plus n_problems of order n_classes in float64.
     """
     sample = metric_sample(n_rows, n_features)
     row_bytes = dtype.itemsize * (2 * n_features + 3 * n_problems * n_classes + 8)
-    feature_bytes = 32 * (n_features + 1) ** 2
+    feature_bytes = 5 * dtype.itemsize * (n_features + 1) ** 2
     class_bytes = 8 * (n_problems + 2) * n_classes**2
-    spent = 8 * (n_features + 1 + n_problems * n_classes) + row_bytes
+    is_small = 2 * sample * n_features * (n_features + n_problems * n_classes) <= SMALL_PASS_FLOPS
+    n_lanes = 1 if is_small else min(2, facts.n_threads)
+    spent = n_lanes * (8 * (n_features + 1 + n_problems * n_classes) + row_bytes)
     is_feature_full = n_features < MAX_METRIC_FEATURES and spent + feature_bytes <= budget
     spent += feature_bytes * is_feature_full
-    is_class_full = n_classes <= MAX_METRIC_CLASSES and spent + class_bytes <= budget
-    spent += class_bytes * is_class_full
-    allowance = min(METRIC_BLOCK_BYTES, max(budget - spent, 0))
+    is_class_full = n_classes <= MAX_METRIC_CLASSES and spent + n_lanes * class_bytes <= budget
+    spent += n_lanes * class_bytes * is_class_full
+    allowance = min(METRIC_BLOCK_BYTES, max(budget - spent, 0) / n_lanes)
     more_rows = int(min(1023, sample - 1, allowance // row_bytes))
-    return MetricPlan(1 + more_rows, is_feature_full, is_class_full, spent + more_rows * row_bytes)
+    n_lanes = min(n_lanes, -(-sample // (1 + more_rows)))
+    spent += n_lanes * more_rows * row_bytes
+    return MetricPlan(dtype, 1 + more_rows, n_lanes, is_feature_full, is_class_full, spent)

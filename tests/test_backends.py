@@ -7,7 +7,7 @@ from threadpoolctl import threadpool_info
 
 from gpusoftmax.backends import NumpyBackend, _Crew, get_backend
 from gpusoftmax.kernels import reference
-from gpusoftmax.plan import DeviceFacts
+from gpusoftmax.plan import DeviceFacts, MetricPlan
 from gpusoftmax.sources import ArraySource
 
 
@@ -136,6 +136,17 @@ def test_blas_gets_its_threads_back():
         assert set(blas_threads()) <= {1}
         assert NumpyBackend().facts().n_threads == max(before, default=1)
     assert blas_threads() == before
+
+
+@pytest.mark.parametrize("n_lanes", [1, 2, 3])
+def test_lanes_of_the_curvature_add_up_to_the_reference(n_lanes):
+    data = make_data(67, 5, 3, 4, weights="each")
+    rows = np.arange(0, 67, 2)
+    sums = made_pass(data).curvature(data.params, np.ones(5), MetricPlan(FLOAT64, 7, n_lanes, True, True, 0), rows)
+    gram, classes = reference.curvature(data.X[rows], data.full_weights()[rows], data.params)
+    assert_close(sums.gram, gram, 1e-13)
+    assert_close(sums.classes, classes, 1e-13)
+    assert_close(sums.weight, data.full_weights()[rows].sum(axis=0), 1e-14)
 
 
 @pytest.mark.parametrize("weights", [None, "shared", "each"])

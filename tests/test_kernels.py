@@ -404,7 +404,7 @@ class TestCurvature:
     def test_equals_the_reference(self, shape, is_feature_full, is_class_full, dtype, weights):
         data = make_data(*shape, weights=weights)
         scale = np.exp2(np.random.default_rng(0).integers(-3, 4, shape[1])).astype(float)
-        plan = MetricPlan(5, is_feature_full, is_class_full, 0)
+        plan = MetricPlan(dtype, 5, 1, is_feature_full, is_class_full, 0)
         sums = cpu.CurvatureSums(*shape[1:], plan)
         single = data.cast(dtype)
         for start in range(0, shape[0], 5):
@@ -419,7 +419,7 @@ class TestCurvature:
 
     def test_full_factors_are_symmetric(self):
         data = make_data(31, 4, 2, 5, weights="each")
-        sums = cpu.CurvatureSums(4, 2, 5, MetricPlan(31, True, True, 0))
+        sums = cpu.CurvatureSums(4, 2, 5, MetricPlan(FLOAT64, 31, 1, True, True, 0))
         cpu.curvature(block_of(data), data.params, np.ones(4), sums)
         assert_close(sums.gram, sums.gram.T, 1e-15)
         assert_close(sums.classes, sums.classes.transpose(0, 2, 1), 1e-15)

@@ -40,7 +40,8 @@ def assert_sound(plan):
     assert 1 <= plan.block_rows <= plan.task_rows <= plan.n_rows
     assert plan.task_rows % plan.block_rows == 0 or plan.task_rows == plan.n_rows
     assert 1 <= plan.n_lanes <= plan.n_tasks
-    assert 1 <= plan.n_threads <= (plan.task_rows // plan.block_rows if plan.is_shared else plan.n_lanes)
+    assert 1 <= plan.n_threads
+    assert plan.is_shared or plan.n_threads <= plan.n_lanes
     assert not (plan.is_shared and plan.is_class_major)
     tasks = sorted(rows_of(plan), key=lambda rows: rows.start)
     assert len(tasks) - plan.n_tasks in (0, 1)  # rows that fill no block are a task of their own

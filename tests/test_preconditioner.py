@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import scipy.linalg
 from oracle import FLOAT32, FLOAT64, assert_close, make_data
 
+from gpusoftmax import preconditioner
 from gpusoftmax.exceptions import NonFiniteError
 from gpusoftmax.kernels import reference
 from gpusoftmax.preconditioner import kronecker_metric
@@ -35,8 +37,8 @@ def made_metric(strength, scale=None, *, diagonal_features=False, diagonal_class
     if diagonal_classes:
         classes = np.diagonal(classes, axis1=1, axis2=2)
     precision = np.finfo(dtype).eps
-    options = {"has_intercept": True, "dtype": dtype, "precision": precision, "n_passes": 0.5} | options
-    return kronecker_metric(gram, classes, weight, strength, scale, **options)
+    options = {"has_intercept": True, "precision": precision, "n_passes": 0.5} | options
+    return kronecker_metric(gram.astype(dtype), classes, weight, strength, scale, **options)
 
 
 def dense_hessian(p, strength, *, diagonal_features=False, diagonal_classes=False, has_intercept=True):
@@ -76,6 +78,13 @@ def as_matrices(metric, shape):
 SHAPE = (N_FEATURES + 1, N_PROBLEMS, N_CLASSES)
 
 
+@pytest.fixture
+def by_eigenvectors(monkeypatch):
+    """Serve no two curvatures by one Cholesky factor, so that the metric is exact."""
+    monkeypatch.setattr(preconditioner, "ALIKE", 0.0)
+
+
+@pytest.mark.usefixtures("by_eigenvectors")
 class TestInverse:
     @pytest.mark.parametrize("diagonal_features", [False, True])
     @pytest.mark.parametrize("diagonal_classes", [False, True])
@@ -116,7 +125,7 @@ class TestInverse:
     def test_one_problem_is_its_part_of_many(self):
         strength = STRENGTHS["each its own"]
         gram, classes, weight = curvature(np.ones(N_FEATURES))
-        options = {"has_intercept": True, "dtype": FLOAT64, "precision": 2.0**-52, "n_passes": 0.0}
+        options = {"has_intercept": True, "precision": 2.0**-52, "n_passes": 0.0}
         together = as_matrices(made_metric(strength), SHAPE)
         for p in range(N_PROBLEMS):
             one = slice(p, p + 1)
@@ -124,6 +133,47 @@ class TestInverse:
                 gram.copy(), classes[one], weight[one], strength[one], np.ones(N_FEATURES), **options
             )
             assert_close(as_matrices(alone, (N_FEATURES + 1, 1, N_CLASSES))[0], together[p], 1e-6)
+
+
+class TestCholesky:
+    """One factor of the features serves all classes and problems that weigh curvature and penalty alike."""
+
+    def test_exact_where_nothing_is_penalised(self, monkeypatch):
+        monkeypatch.setattr(scipy.linalg, "eigh", None)
+        matrices = as_matrices(made_metric(STRENGTHS["none"]), SHAPE)
+        for p in range(N_PROBLEMS):
+            assert_close(matrices[p], dense_inverse(p, STRENGTHS["none"]), 1e-6)
+
+    @pytest.mark.parametrize("strength", [1e-3, 1.0, 1e3])
+    def test_exact_for_two_classes(self, strength, monkeypatch):
+        monkeypatch.setattr(scipy.linalg, "eigh", None)
+        scale = np.exp2([0.0, 3.0, -5.0, 1.0])
+        shape = {"n_problems": 1, "n_classes": 2}
+        gram, classes, weight = curvature(scale, **shape)
+        options = {"has_intercept": True, "precision": 2.0**-52, "n_passes": 0.0}
+        metric = kronecker_metric(gram, classes, weight, np.array([strength]), scale, **options)
+        gram, classes, weight = curvature(np.ones(N_FEATURES), **shape)
+        penalty = np.diag([strength] * N_FEATURES + [0.0])
+        H = np.kron(gram / gram[-1, -1], classes[0] / weight[0]) + np.kron(penalty, np.eye(2))
+        P = np.kron(np.eye(N_FEATURES + 1), centring(2))
+        expected = np.linalg.pinv(P @ H @ P, rcond=1e-12, hermitian=True)
+        assert_close(as_matrices(metric, (N_FEATURES + 1, 1, 2))[0], expected, 1e-6)
+
+    @pytest.mark.parametrize("strength", [1e-3, 0.1, 10.0])
+    def test_near_the_inverse_where_curvatures_are_alike(self, strength, monkeypatch):
+        strengths = np.full(N_PROBLEMS, strength)
+        monkeypatch.setattr(scipy.linalg, "eigh", None)
+        matrices = as_matrices(made_metric(strengths), SHAPE)
+        for p in range(N_PROBLEMS):
+            H = dense_hessian(p, strengths)
+            nonzero = np.sort(np.linalg.eigvals(matrices[p] @ H).real)[N_FEATURES + 1 :]
+            assert nonzero.min() > 0.5
+            assert nonzero.max() < 2
+
+    def test_different_strengths_get_eigenvectors(self, monkeypatch):
+        monkeypatch.setattr(scipy.linalg, "cholesky", None)
+        made_metric(STRENGTHS["each its own"])
+        made_metric(STRENGTHS["some none"])
 
 
 class TestProperties:
@@ -150,6 +200,13 @@ class TestProperties:
         step = metric.apply(gradient)
         assert_close(metric.apply(gradient + 7.0), step, 1e-12)
         assert np.abs(step.sum(axis=2)).max() < 1e-12 * np.abs(step).max()
+
+    def test_the_step_has_the_dtype_of_the_gradient(self):
+        gradient = np.random.default_rng(0).normal(size=SHAPE)
+        metric = made_metric(STRENGTHS["none"], dtype=FLOAT32)
+        step = metric.apply(gradient)
+        assert step.dtype == np.float64
+        np.testing.assert_array_equal(step, metric.apply(gradient.astype(np.float32)))
 
     def test_gradient_is_not_modified(self):
         gradient = np.random.default_rng(0).normal(size=SHAPE)
@@ -184,7 +241,7 @@ class TestExtremes:
         data = make_data(200, N_FEATURES, 1, N_CLASSES)
         gram, classes = reference.curvature(data.X, data.full_weights(), data.params)
         factor = np.array([size, 1.0, 1.0, 1.0])
-        options = {"has_intercept": True, "dtype": FLOAT64, "precision": 2.0**-52, "n_passes": 0.0}
+        options = {"has_intercept": True, "precision": 2.0**-52, "n_passes": 0.0}
         plain, scaled = (
             kronecker_metric(gram.copy(), classes, np.array([200.0]), np.zeros(1), scale, **options)
             for scale in (np.ones(N_FEATURES), 1 / factor)
@@ -201,7 +258,6 @@ class TestExtremes:
             metric = kronecker_metric(
                 *(gram.copy(), classes, weight, np.full(N_PROBLEMS, strength), scale),
                 has_intercept=True,
-                dtype=FLOAT64,
                 precision=2.0**-52,
                 n_passes=0.0,
             )
@@ -211,7 +267,6 @@ class TestExtremes:
         metric = kronecker_metric(
             *(np.zeros((3, 3)), np.zeros((1, 4, 4)), np.array([10.0]), np.array([0.1]), np.ones(2)),
             has_intercept=True,
-            dtype=FLOAT64,
             precision=2.0**-52,
             n_passes=0.0,
         )
@@ -223,7 +278,7 @@ class TestExtremes:
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_sums_that_are_not_finite_are_an_error(self, bad):
-        options = {"has_intercept": True, "dtype": FLOAT64, "precision": 2.0**-52, "n_passes": 0.0}
+        options = {"has_intercept": True, "precision": 2.0**-52, "n_passes": 0.0}
         for spoilt in (0, 1):
             gram, classes, weight = curvature(np.ones(N_FEATURES))
             (gram, classes)[spoilt].flat[3] = bad
@@ -236,7 +291,6 @@ class TestExtremes:
         metric = kronecker_metric(
             *(gram, classes, weight, np.array([0.1]), np.ones(2)),
             has_intercept=True,
-            dtype=FLOAT64,
             precision=2.0**-52,
             n_passes=0.0,
         )

@@ -351,22 +351,26 @@ def two_loop(pairs, g, apply_metric):
 
 class TestPairs:
     @pytest.mark.parametrize("counts", [(0, 0), (1, 0), (0, 3), (5, 2), (5, 12), (6, 23)])
-    def test_inverse_hessian_equals_the_two_loop_recursion(self, counts):
+    @pytest.mark.parametrize("change", [False, True])
+    def test_inverse_hessian_equals_the_two_loop_recursion(self, change, counts):
         rng = np.random.default_rng(0)
         n_pairs, n_params = 5, 9
         pairs = _Pairs.empty(2, n_pairs, n_params, np.dtype(float))
         kept = [[], []]
         A = rng.normal(size=(n_params, n_params))
         H = A @ A.T + np.eye(n_params)
+        g, diagonal = rng.normal(size=(2, n_params)), rng.uniform(0.5, 2, n_params)
         for problem, count in enumerate(counts):
             for _ in range(count):
                 s = rng.normal(size=n_params)
                 y = H @ s + 0.1 * rng.normal(size=n_params)
-                pairs.push(problem, s, y)
+                pairs.push(problem, s, y, y * diagonal)
                 kept[problem] = [*kept[problem], (s, y)][-n_pairs:]
-        g, diagonal = rng.normal(size=(2, n_params)), rng.uniform(0.5, 2, n_params)
-        actual = pairs.inverse_hessian(g, lambda rows: rows * diagonal)
-        scale = pairs.metric_scale(lambda rows: rows * diagonal)
+        if change:
+            diagonal = rng.uniform(0.5, 2, n_params)
+            pairs.change_metric(lambda rows: rows * diagonal)
+        actual = pairs.inverse_hessian(g, g * diagonal)
+        scale = pairs.metric_scale()
         for problem in range(2):
             initial = scale[problem] * diagonal
             expected = two_loop(kept[problem], g[problem], lambda row, initial=initial: row * initial)
@@ -376,8 +380,8 @@ class TestPairs:
         pairs = _Pairs.empty(2, 3, 4, np.dtype(float))
         for factor in (1.0, 7.0, 2.0, 0.25, 9.0):
             s = np.array([1.0, 2.0, 0.0, -1.0])
-            pairs.push(0, s, factor * s)  # sᵀy / yᵀHy = 1 / (2 · factor) for H = 2
-        assert_close(pairs.metric_scale(lambda rows: 2 * rows), [(2 * 9.0) ** -0.5, 1.0], 1e-13)
+            pairs.push(0, s, factor * s, 2 * factor * s)  # sᵀy / yᵀHy = 1 / (2 · factor) for H = 2
+        assert_close(pairs.metric_scale(), [(2 * 9.0) ** -0.5, 1.0], 1e-13)
 
     def test_the_newest_pair_satisfies_its_secant_equation(self):
         rng = np.random.default_rng(1)
@@ -385,19 +389,19 @@ class TestPairs:
         for _ in range(7):
             s = rng.normal(size=6)
             y = s * np.arange(1.0, 7.0)
-            pairs.push(0, s, y)
-        assert_close(pairs.inverse_hessian(y[np.newaxis], lambda rows: rows)[0], s, 1e-10)
+            pairs.push(0, s, y, y)
+        assert_close(pairs.inverse_hessian(y[np.newaxis], y[np.newaxis])[0], s, 1e-10)
 
     def test_forget(self):
         rng = np.random.default_rng(1)
         pairs = _Pairs.empty(2, 4, 6, np.dtype(float))
         for problem in (0, 1):
             s = rng.normal(size=6)
-            pairs.push(problem, s, 2 * s)
+            pairs.push(problem, s, 2 * s, 2 * s)
         g = rng.normal(size=(2, 6))
-        before = pairs.inverse_hessian(g, lambda rows: rows)
+        before = pairs.inverse_hessian(g, g)
         pairs.forget(np.array([True, False]))
-        after = pairs.inverse_hessian(g, lambda rows: rows)
+        after = pairs.inverse_hessian(g, g)
         np.testing.assert_array_equal(after[0], g[0])
         np.testing.assert_array_equal(after[1], before[1])
 

@@ -107,14 +107,14 @@ class Workspace:
         z = shaped(flat, n_problems)
         steps = [np.intp(stride // z.itemsize) for stride in z.strides]
         places = self.places[:size].reshape(n_problems, -1)
-        vectors = [vector[:size].reshape(n_problems, 1, n_rows) for vector in self.vectors]
+        target, others, scale, loss, weights = self.vectors[:, :size].reshape(5, n_problems, 1, n_rows)
         soft = shaped(self.soft[: n_rows * n_classes], 1)[0] if self.plan.is_soft else self.soft
         product = shaped(self.scratch[: flat.size], n_problems) if self.plan.is_soft else self.scratch
         row_places = np.arange(places.shape[1])
         row_places *= steps[2]
         if n_problems > 1:
             row_places = np.arange(n_problems)[:, np.newaxis] * steps[0] + row_places
-        return Chunk(z, flat, *vectors, places, row_places, steps[1], soft, product)
+        return Chunk(z, flat, target, others, scale, loss, weights, places, row_places, steps[1], soft, product)
 
     def _make_stack(self, n_rows: int) -> Stack:
         plan = self.plan
@@ -316,9 +316,14 @@ class CurvatureSums:
     """Running sums for the metric; see `kernels.reference.curvature`. A diagonal factor keeps its diagonal only."""
 
     def __init__(self, n_features: int, n_problems: int, n_classes: int, plan: MetricPlan):
-        self.gram = np.zeros((n_features + 1,) * (2 if plan.is_feature_full else 1))
+        self.gram = np.zeros((n_features + 1,) * (2 if plan.is_feature_full else 1), plan.dtype)
         self.classes = np.zeros((n_problems, n_classes) + ((n_classes,) if plan.is_class_full else ()))
         self.weight = np.zeros(n_problems)
+
+    def add(self, other: "CurvatureSums") -> None:
+        self.gram += other.gram
+        self.classes += other.classes
+        self.weight += other.weight
 
 
 def curvature(block: Block, params: np.ndarray, scale: np.ndarray, sums: CurvatureSums) -> None:

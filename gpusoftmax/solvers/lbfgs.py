@@ -43,7 +43,7 @@ class LBFGS:
     max_iter: int = 1000
     n_pairs: int = 16
     first_refresh: int = 6
-    refresh_growth: float = 2.0
+    refresh_growth: float = 5.0
 
     def minimize(self, objective: Objective, params, callback: Callback | None = None) -> Solution:
         """Minimise every problem's objective from `params`, which are not modified."""
@@ -58,45 +58,51 @@ class LBFGS:
 
 @dataclass
 class _Pairs:
-    """Steps S, gradient differences Y and their products S Yᵀ, in slots per problem; empty slots hold zeros.
+    """Steps S, gradient differences Y, the metric times those, HY, and products S Yᵀ; empty slots hold zeros.
 
     The inverse Hessian is applied in compact form (Byrd, Nocedal & Schnabel 1994, Math. Program. 63, 129-156): two
-    batched products with S, two with Y and no loop over pairs. `age` orders each problem's slots in time; 0 is empty.
+    batched products with S, one each with Y and HY, and no loop over pairs. `age` orders each problem's slots in time;
+    0 is empty.
     """
 
     S: np.ndarray
     Y: np.ndarray
+    HY: np.ndarray
     SY: np.ndarray
     age: np.ndarray
 
     @classmethod
     def empty(cls, n_problems: int, n_pairs: int, n_params: int, dtype: np.dtype) -> Self:
         """Return no pairs for each of `n_problems`."""
-        vectors = (n_problems, n_pairs, n_params)
-        products = np.zeros((n_problems, n_pairs, n_pairs))
-        return cls(np.zeros(vectors, dtype), np.zeros(vectors, dtype), products, np.zeros(products.shape[:2], np.int64))
+        S, Y, HY = (np.zeros((n_problems, n_pairs, n_params), dtype) for _ in range(3))
+        return cls(S, Y, HY, np.zeros((n_problems, n_pairs, n_pairs)), np.zeros((n_problems, n_pairs), np.int64))
 
-    def push(self, problem: int, s: np.ndarray, y: np.ndarray) -> None:
+    def push(self, problem: int, s: np.ndarray, y: np.ndarray, Hy: np.ndarray) -> None:
         """Store a pair of one problem in the place of its oldest."""
         age = self.age[problem]
         slot = age.argmin()
         age[slot] = age.max() + 1
         self.S[problem, slot] = s
         self.Y[problem, slot] = y
+        self.HY[problem, slot] = Hy
         self.SY[problem, slot] = self.Y[problem] @ s
         self.SY[problem, :, slot] = self.S[problem] @ y
 
-    def inverse_hessian(self, g: np.ndarray, apply_metric: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return H g, where H starts from the metric and satisfies every pair's secant equation in turn."""
+    def inverse_hessian(self, g: np.ndarray, Hg: np.ndarray) -> np.ndarray:
+        """Return what H, which starts from the metric and satisfies every pair's secant equation in turn, makes of g.
+
+        `Hg` is the metric times `g`: its product with what the pairs leave of `g` is a combination of it and HY.
+        """
         R = np.where(self.age[:, :, np.newaxis] <= self.age[:, np.newaxis, :], self.SY, 0.0)
         D = np.diagonal(self.SY, axis1=1, axis2=2)
         R += (self.age == 0)[:, :, np.newaxis] * np.eye(R.shape[1])
-        a = _solve(R, _products(self.S, g))
-        Hg = self.metric_scale(apply_metric)[:, np.newaxis].astype(g.dtype) * apply_metric(g - _combine(self.Y, a))
-        Hg += _combine(self.S, _solve(R.transpose(0, 2, 1), D * a - _products(self.Y, Hg)))
-        return Hg
+        inverse = np.linalg.inv(R)
+        a = _products(inverse, _products(self.S, g))
+        step = self.metric_scale()[:, np.newaxis].astype(g.dtype) * (Hg - _combine(self.HY, a))
+        step += _combine(self.S, _products(inverse.transpose(0, 2, 1), D * a - _products(self.Y, step)))
+        return step
 
-    def metric_scale(self, apply_metric: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def metric_scale(self) -> np.ndarray:
         """Return what to multiply the metric by, given the curvature along each problem's newest step.
 
         The classical scale sᵀy / yᵀHy trusts that one step alone, no scale trusts the metric alone; their geometric
@@ -104,15 +110,18 @@ class _Pairs:
         """
         problems = np.arange(len(self.age))
         newest = self.age.argmax(axis=1)
-        y = self.Y[problems, newest]
-        curvature = _dot(y, apply_metric(y))
-        is_known = (self.age.any(axis=1)) & (curvature > 0)
-        ratio = np.divide(self.SY[problems, newest, newest], curvature, out=np.ones(len(y)), where=is_known)
+        curvature = _dot(self.Y[problems, newest], self.HY[problems, newest])
+        ratio = np.divide(self.SY[problems, newest, newest], curvature, out=np.ones(len(newest)), where=curvature > 0)
         return np.sqrt(ratio)
+
+    def change_metric(self, apply_metric: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Apply another metric to the gradient differences."""
+        for slot in np.flatnonzero(self.age.any(axis=0)).tolist():
+            self.HY[:, slot] = apply_metric(self.Y[:, slot])
 
     def forget(self, problems: np.ndarray) -> None:
         """Drop the pairs of some problems."""
-        for array in (self.S, self.Y, self.SY, self.age):
+        for array in (self.S, self.Y, self.HY, self.SY, self.age):
             array[problems] = 0
 
 
@@ -124,6 +133,7 @@ class _State:
     x: np.ndarray
     value: np.ndarray
     gradient: np.ndarray
+    preconditioned: np.ndarray  # the metric times the gradient
     direction: np.ndarray
     step: np.ndarray
     decrease: np.ndarray
@@ -175,6 +185,7 @@ class _Run:
             x=x.copy(),
             value=value,
             gradient=gradient,
+            preconditioned=np.zeros_like(x),
             direction=np.zeros_like(x),
             step=np.ones(n_problems),
             decrease=np.full(n_problems, np.inf),
@@ -202,6 +213,8 @@ class _Run:
         self.metric = None  # its memory serves to make the next
         self.metric = self.objective.metric(self.to_params(self.state.x))
         self.solution.n_passes[self.state.problem] += self.metric.n_passes
+        self.state.preconditioned = self.apply_metric(self.state.gradient)
+        self.state.pairs.change_metric(self.apply_metric)
 
     def apply_metric(self, rows: np.ndarray) -> np.ndarray:
         assert self.metric is not None  # made before the first direction is
@@ -218,14 +231,16 @@ class _Run:
         is_last = (state.n_trials >= MAX_TRIALS) | ~(trial != state.x).any(axis=1)
         taken = acceptable & (is_last | ~is_too_short(state.bracket, slope))
         failed = ~taken & is_last
-        steps, bracket = next_step(state.bracket, state.step, slope, acceptable)
-        state.step = np.where(taken, state.step, steps)
-        _assign(state.bracket, ~taken, bracket)
+        if not taken.all():
+            steps, bracket = next_step(state.bracket, state.step, slope, acceptable)
+            state.step = np.where(taken, state.step, steps)
+            _assign(state.bracket, ~taken, bracket)
 
         self.take(taken, trial, value, gradient)
         is_hopeless = failed & ~state.pairs.age.any(axis=1)
-        state.pairs.forget(failed)
-        state.step[failed] = 1.0
+        if failed.any():
+            state.pairs.forget(failed)
+            state.step[failed] = 1.0
         self.aim(taken | (failed & ~is_hopeless))
         self.count_stalls(taken)
         limit = np.where(np.isfinite(value), Status.PRECISION_REACHED, Status.NON_FINITE)
@@ -233,18 +248,23 @@ class _Run:
 
     def take(self, taken: np.ndarray, x: np.ndarray, value: np.ndarray, gradient: np.ndarray) -> None:
         """Move problems to their trial points and remember how the gradient changed."""
+        if not taken.any():
+            return
         state = self.state
+        old = state.x, state.gradient, state.preconditioned
+        if not taken.all():
+            is_new = taken[:, np.newaxis]
+            x, gradient = np.where(is_new, x, state.x), np.where(is_new, gradient, state.gradient)
+            value = np.where(taken, value, state.value)
+        state.x, state.value, state.gradient = x, value, gradient
+        state.preconditioned = self.apply_metric(state.gradient)
+        new = state.x, state.gradient, state.preconditioned
         for p in np.flatnonzero(taken).tolist():
-            s, y = x[p] - state.x[p], gradient[p] - state.gradient[p]
+            s, y, Hy = (after[p] - before[p] for after, before in zip(new, old, strict=True))
             if s @ y > 1e-10 * np.sqrt((s @ s) * (y @ y)):
-                state.pairs.push(p, s, y)
-        if taken.all():
-            state.x, state.value, state.gradient = x, value, gradient
-        else:
-            for current, new in ((state.x, x), (state.value, value), (state.gradient, gradient)):
-                current[taken] = new[taken]
+                state.pairs.push(p, s, y, Hy)
         self.solution.n_iter[state.problem[taken]] += 1
-        if taken.any() and self.n_evaluations >= self.refresh_at:
+        if self.n_evaluations >= self.refresh_at:
             self.refresh_metric()
             self.refresh_interval *= self.solver.refresh_growth
             self.refresh_at = self.n_evaluations + int(self.refresh_interval)
@@ -263,12 +283,12 @@ class _Run:
         if not chosen.any():
             return
         state = self.state
-        direction = -state.pairs.inverse_hessian(state.gradient, self.apply_metric)
+        direction = -state.pairs.inverse_hessian(state.gradient, state.preconditioned)
         slope = _dot(direction, state.gradient)
         is_uphill = chosen & ~(slope < 0)
         if is_uphill.any():
             state.pairs.forget(is_uphill)
-            direction[is_uphill] = -self.apply_metric(state.gradient)[is_uphill]
+            direction[is_uphill] = -state.preconditioned[is_uphill]
             slope = _dot(direction, state.gradient)
         state.direction = np.where(chosen[:, np.newaxis], direction, state.direction)
         state.step = np.where(chosen, np.minimum(1.0, STEP_GROWTH * state.step), state.step)
@@ -280,15 +300,11 @@ class _Run:
         """Return each running problem's status."""
         state, tol = self.state, self.solver.tol
         small = DECREASE_PER_TOL * tol * np.maximum(np.abs(state.value), tol)
-        return np.select(
-            [
-                (np.abs(state.gradient).max(axis=1) <= tol) & (state.decrease <= small),
-                state.n_stalled >= MAX_STALLED,
-                self.solution.n_iter[state.problem] >= self.solver.max_iter,
-            ],
-            [Status.CONVERGED, Status.PRECISION_REACHED, Status.ITERATION_LIMIT],
-            Status.RUNNING,
-        )
+        is_small = (np.abs(state.gradient).max(axis=1) <= tol) & (state.decrease <= small)
+        is_at_limit = self.solution.n_iter[state.problem] >= self.solver.max_iter
+        status = np.where(is_at_limit, Status.ITERATION_LIMIT, Status.RUNNING)
+        status = np.where(state.n_stalled >= MAX_STALLED, Status.PRECISION_REACHED, status)
+        return np.where(is_small, Status.CONVERGED, status)
 
     def end(self, status: np.ndarray) -> None:
         """Write down the problems that have ended, and leave them out of the stack."""
@@ -354,7 +370,3 @@ def _products(vectors: np.ndarray, g: np.ndarray) -> np.ndarray:
 def _combine(vectors: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     """Return each problem's linear combination of its stored vectors."""
     return np.matmul(coefficients.astype(vectors.dtype)[:, np.newaxis, :], vectors)[:, 0]
-
-
-def _solve(R: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.linalg.solve(R, right[:, :, np.newaxis])[:, :, 0]
