@@ -12,9 +12,12 @@ import numpy as np
 from gpusoftmax.exceptions import WorkspaceError
 
 UNPACKED_ROWS = 64, 2048  # fewest and most rows of a product that BLAS need not pack
-PACKED_ROWS = 512  # of any other
-TASK_BYTES = 5 << 20  # of X and logits in a stack: a shorter task is over before thirty ufuncs have been called
+PACKED_ROWS = 1024  # of any other
+STACK_BYTES = 5 << 20  # of X and logits in a stack: a shorter one is over before thirty ufuncs have been called
+PRODUCT_STACK_BYTES = 5 << 19  # where most of the time goes to the two products, which want X from a cache
+PRODUCT_FEATURES = 64  # from here on it does
 ROW_MAJOR_CLASSES = 256  # from here on a softmax along rows costs no more than a transposition and one along classes
+ROW_MAJOR_PRODUCTS = 100_000  # n_features · n_classes from which on that matters less than what products want
 ROW_MAJOR_ROWS, ROW_MAJOR_BYTES = 1024, 4 << 20  # most rows of a task, and their logits
 LANES_PER_THREAD = 4  # independent partial sums: enough to share work evenly, few enough to add up for nothing
 SMALL_GRADIENT_BYTES = 1 << 18  # up to here a lane's gradient is nothing beside the caches
@@ -223,7 +226,8 @@ def plan_pass(
     n_threads = 1 if 4 * n_rows * n_features * columns <= SMALL_PASS_FLOPS else facts.n_threads
     is_gradient_small = n_features * columns * 8 <= SMALL_GRADIENT_BYTES
     is_shared = 2 * n_threads * n_features * columns * size > LANE_GRADIENT_BYTES
-    is_class_major = n_classes < ROW_MAJOR_CLASSES and not is_shared
+    is_wide = n_classes >= ROW_MAJOR_CLASSES or n_features * n_classes >= ROW_MAJOR_PRODUCTS
+    is_class_major = not (is_wide or is_shared)
     if is_shared:
         block, task, n_lanes = _cut_shared(n_rows, columns * size, n_threads)
     else:
@@ -258,7 +262,8 @@ def _cut_stacks(n_rows, n_features, columns, size, lanes, unpacked_size) -> tupl
     fewest, most = UNPACKED_ROWS
     unpacked = unpacked_size // (n_features * columns)
     most = min(unpacked, most) if unpacked >= fewest else PACKED_ROWS
-    task, n_lanes = _even(n_rows, max(most, TASK_BYTES // ((n_features + columns) * size)), lanes)
+    stack_bytes = STACK_BYTES if n_features < PRODUCT_FEATURES else PRODUCT_STACK_BYTES
+    task, n_lanes = _even(n_rows, max(most, stack_bytes // ((n_features + columns) * size)), lanes)
     n_stacked = -(-task // most)
     block = -(-task // n_stacked)
     return block, min(n_stacked * block, n_rows), n_lanes
