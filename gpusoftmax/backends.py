@@ -17,6 +17,7 @@ from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from gpusoftmax.exceptions import NonFiniteError
 from gpusoftmax.kernels import cpu
+from gpusoftmax.kernels.workspace import Sums, Workspace
 from gpusoftmax.plan import DeviceFacts, MetricPlan, Plan
 from gpusoftmax.sources import ArraySource, Block
 
@@ -90,7 +91,7 @@ class NumpyBackend:
         plan = plan.by_rows()
         affine = cpu.Affine.of(params, plan.dtype)
 
-        def run(lane: int, work: cpu.Workspace) -> Iterator[None]:
+        def run(lane: int, work: Workspace) -> Iterator[None]:
             for rows in plan.tasks(lane):
                 for part, chunk in cpu.logits(source.block(rows, work.rows).X, affine, work):
                     if not np.isfinite(chunk.flat).all():
@@ -123,12 +124,12 @@ class NumpyPass:
         sums = (self._share if self.plan.is_shared else self._by_lanes)(affine, label_smoothing)
         return sums.loss, sums.as_params(params)
 
-    def _by_lanes(self, affine: cpu.Affine, label_smoothing: float) -> cpu.Sums:
+    def _by_lanes(self, affine: cpu.Affine, label_smoothing: float) -> Sums:
         """Let each thread take tasks through all stages, and add up the lanes."""
         plan, source = self.plan, self.source
-        lanes = [cpu.Sums(plan) for _ in range(plan.n_lanes)]
+        lanes = [Sums(plan) for _ in range(plan.n_lanes)]
 
-        def run(lane: int, work: cpu.Workspace) -> Iterator[None]:
+        def run(lane: int, work: Workspace) -> Iterator[None]:
             for rows in plan.tasks(lane):
                 cpu.loss_and_gradient(source.block(rows, work.rows), affine, work, lanes[lane], label_smoothing)
                 yield
@@ -138,25 +139,25 @@ class NumpyPass:
             lanes[0].add(other)
         return lanes[0]
 
-    def _share(self, affine: cpu.Affine, label_smoothing: float) -> cpu.Sums:
+    def _share(self, affine: cpu.Affine, label_smoothing: float) -> Sums:
         """Let all threads share each task and one gradient."""
-        sums = cpu.Sums(self.plan)
+        sums = Sums(self.plan)
         for rows in self.plan.tasks(0):
             task = self.source.block(rows, self._crew.workspaces[0].rows)
             self._share_task(task, affine, sums, label_smoothing)
         return sums
 
-    def _share_task(self, task: Block, affine: cpu.Affine, sums: cpu.Sums, label_smoothing: float) -> None:
+    def _share_task(self, task: Block, affine: cpu.Affine, sums: Sums, label_smoothing: float) -> None:
         """Let threads take blocks of the task's rows first, then columns of the gradient."""
         blocks = self.plan.cut(len(task.X), self.plan.block_rows)
         losses = np.empty((len(blocks), self.plan.n_problems))
 
-        def residual(i: int, work: cpu.Workspace) -> Iterator[None]:
+        def residual(i: int, work: Workspace) -> Iterator[None]:
             block = task.select(blocks[i])
             losses[i] = cpu.loss_and_residual(block, affine, work, blocks[i].start, label_smoothing)
             yield
 
-        def accumulate(columns: slice, work: cpu.Workspace) -> Iterator[None]:
+        def accumulate(columns: slice, work: Workspace) -> Iterator[None]:
             cpu.accumulate_columns(task.X, columns, work, sums)
             yield
 
@@ -171,7 +172,7 @@ class NumpyPass:
         lanes = [cpu.CurvatureSums(len(scale), n_problems, n_classes, plan) for _ in range(plan.n_lanes)]
         starts = range(0, len(rows), plan.block_rows)
 
-        def run(lane: int, _: cpu.Workspace) -> Iterator[None]:
+        def run(lane: int, _: Workspace) -> Iterator[None]:
             for start in starts[lane :: plan.n_lanes]:
                 cpu.curvature(self.source.block(rows[start : start + plan.block_rows]), compute, scale, lanes[lane])
                 yield
@@ -190,12 +191,12 @@ class _Crew:
     """The threads of a plan, the caller's among them, each with a workspace of its own that is allocated once."""
 
     def __init__(self, plan: Plan, *, shares_tasks: bool):
-        first = cpu.Workspace(plan)
+        first = Workspace(plan)
         shared = first if shares_tasks else None
-        self.workspaces = [first, *(cpu.Workspace(plan, shared) for _ in range(plan.n_threads - 1))]
+        self.workspaces = [first, *(Workspace(plan, shared) for _ in range(plan.n_threads - 1))]
         self._pool = ThreadPoolExecutor(plan.n_threads - 1) if plan.n_threads > 1 else None
 
-    def map(self, run: Callable[[Any, cpu.Workspace], Iterator[None]], items: Iterable) -> None:
+    def map(self, run: Callable[[Any, Workspace], Iterator[None]], items: Iterable) -> None:
         """Work through ``run(item, workspace)`` for every item, on any thread.
 
         Overflow is no error here: it shows in the sums as Inf or NaN, for the caller to judge. An exception in any
@@ -203,7 +204,7 @@ class _Crew:
         """
         stop, waiting = threading.Event(), iter(items)  # each item goes to the thread that asks next
 
-        def work_through(work: cpu.Workspace) -> None:
+        def work_through(work: Workspace) -> None:
             try:
                 with np.errstate(all="ignore"):
                     for item in waiting:

@@ -16,6 +16,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "plan",  # pure arithmetic
     "sources",
     "targets",
+    "kernels.workspace",
     "kernels.cpu",
     "backends",
     "penalties",

@@ -16,6 +16,7 @@ from oracle import (
 
 from gpusoftmax.backends import NumpyBackend
 from gpusoftmax.kernels import cpu, reference
+from gpusoftmax.kernels.workspace import Sums, Workspace
 from gpusoftmax.plan import MetricPlan
 from gpusoftmax.sources import ArraySource, Block
 
@@ -39,7 +40,7 @@ SHAPES = [  # rows, features, problems, classes
 
 def poisoned(plan):
     """Return a workspace whose every entry is NaN: what is read before it is written shows."""
-    work = cpu.Workspace(plan)
+    work = Workspace(plan)
     poison(work)
     return work
 
@@ -60,9 +61,9 @@ def block_of(data, rows=slice(None)):
 
 def run_lanes(plan, data, work, label_smoothing=0.0):
     """Return the sums of all lanes, added in their order."""
-    total = cpu.Sums(plan)
+    total = Sums(plan)
     for lane in range(plan.n_lanes):
-        sums = cpu.Sums(plan)
+        sums = Sums(plan)
         for rows in plan.tasks(lane):
             add_task(block_of(data, rows), data.params, work, sums, label_smoothing)
         total.add(sums)
@@ -169,7 +170,7 @@ class TestLossAndGradient:
         data = make_data(53, 6, 2, 4)
         X = np.asarray(data.X, order=order)
         plan = hand_plan(data, block_rows=5, stack=3, is_class_major=is_class_major)
-        sums = cpu.Sums(plan)
+        sums = Sums(plan)
         work = poisoned(plan)
         for rows in plan.tasks(0):
             add_task(Block(X[rows], data.targets[rows], None), data.params, work, sums)
@@ -180,7 +181,7 @@ class TestLossAndGradient:
         # 300 rows of 129 classes: flat offsets beyond what uint8 and uint16 hold.
         data = make_data(701, 2, 1, 129)
         plan = hand_plan(data)
-        sums = cpu.Sums(plan)
+        sums = Sums(plan)
         block = Block(data.X, data.targets.astype(label_dtype), None)
         add_task(block, data.params, poisoned(plan), sums)
         assert_close(sums.as_params(data.params), expected_sums(data)[1], 1e-13)
@@ -188,7 +189,7 @@ class TestLossAndGradient:
     def test_adds_to_the_sums_it_is_given(self):
         data = make_data(13, 3, 1, 4)
         plan = hand_plan(data)
-        work, sums = poisoned(plan), cpu.Sums(plan)
+        work, sums = poisoned(plan), Sums(plan)
         for _ in range(3):
             add_task(block_of(data), data.params, work, sums)
         loss, gradient = expected_sums(data)
@@ -229,7 +230,7 @@ class TestLossAndGradient:
         data = make_data(1, 3, 1, 4)
         n_blocks = 5000
         plan = hand_plan(data, dtype=FLOAT32)
-        sums, work, single = cpu.Sums(plan), poisoned(plan), data.cast(FLOAT32)
+        sums, work, single = Sums(plan), poisoned(plan), data.cast(FLOAT32)
         for _ in range(n_blocks):
             add_task(block_of(single), single.params, work, sums)
         loss, gradient = expected_sums(data)
@@ -390,7 +391,7 @@ class TestPredict:
         out = np.full(53, -1) if output == "classes" else np.full((53, 4), np.nan)
         NumpyBackend().predict(source, plan, data.params, output, out)
         whole = hand_plan(data)
-        expected = cpu.predict(logits_of(data.X, data.params, cpu.Workspace(whole)).transpose(1, 2, 0), output)
+        expected = cpu.predict(logits_of(data.X, data.params, Workspace(whole)).transpose(1, 2, 0), output)
         assert_close(out, expected, 1e-13)
 
 
@@ -423,24 +424,3 @@ class TestCurvature:
         cpu.curvature(block_of(data), data.params, np.ones(4), sums)
         assert_close(sums.gram, sums.gram.T, 1e-15)
         assert_close(sums.classes, sums.classes.transpose(0, 2, 1), 1e-15)
-
-
-class TestWorkspace:
-    @pytest.mark.parametrize(("n_rows", "expected"), [(12, (3, 4)), (8, (2, 4)), (4, (1, 4)), (3, (1, 3)), (1, (1, 1))])
-    def test_stacks(self, n_rows, expected):
-        data = make_data(100, 3, 1, 2)
-        stack = cpu.Workspace(hand_plan(data, block_rows=4, stack=3)).stack(n_rows)
-        assert stack.row_major.shape == (*expected, 2)
-        assert stack.product.shape == (expected[0], 2, 3)
-
-    def test_lanes_do_not_share_sums(self):
-        plan = hand_plan(make_data(4, 3, 1, 2))
-        one, other = cpu.Sums(plan), cpu.Sums(plan)
-        other.loss += 1
-        other.gradient += 2
-        other.intercept += 3
-        one.add(other)
-        one.add(other)
-        assert (one.loss == 2).all()
-        assert (one.gradient == 4).all()
-        assert (one.intercept == 6).all()

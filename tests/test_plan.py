@@ -12,6 +12,7 @@ from oracle import FLOAT32, FLOAT64, hand_plan, make_data
 from gpusoftmax.backends import NumpyBackend
 from gpusoftmax.exceptions import WorkspaceError
 from gpusoftmax.kernels import cpu
+from gpusoftmax.kernels.workspace import Sums, Workspace
 from gpusoftmax.plan import METRIC_ROWS, DeviceFacts, metric_sample, plan_fit, plan_pass
 from gpusoftmax.sources import ArraySource
 
@@ -40,7 +41,7 @@ def assert_sound(plan):
     assert 1 <= plan.block_rows <= plan.task_rows <= plan.n_rows
     assert plan.task_rows % plan.block_rows == 0 or plan.task_rows == plan.n_rows
     assert 1 <= plan.n_lanes <= plan.n_tasks
-    assert 1 <= plan.n_threads
+    assert plan.n_threads >= 1
     assert plan.is_shared or plan.n_threads <= plan.n_lanes
     assert not (plan.is_shared and plan.is_class_major)
     tasks = sorted(rows_of(plan), key=lambda rows: rows.start)
@@ -162,6 +163,18 @@ class TestPlanPass:
         assert max(work) <= 1.02 * n_rows / plan.n_lanes + plan.task_rows * (plan.n_threads > 1)
         assert plan.n_lanes % plan.n_threads == 0
 
+    @given(SIZES, FACTS, KIND, BUDGET)
+    def test_a_plan_by_rows_needs_no_more_and_shares_nothing(self, sizes, facts, kind, budget):
+        try:
+            plan = plan_pass(*sizes, facts, budget_bytes=budget, **kind)
+        except WorkspaceError:
+            return
+        by_rows = plan.by_rows()
+        assert not by_rows.is_shared
+        assert by_rows.n_threads * by_rows.task_bytes <= plan.workspace_bytes
+        assume(by_rows.n_tasks < 20_000)
+        assert_sound(by_rows)
+
     def test_blocks_need_no_packing_where_blas_can_do_without(self):
         small = plan_pass(200_000, 784, 1, 10, FLOAT32, DeviceFacts(2, unpacked_size=1_000_000))
         assert small.block_rows * 784 * 10 <= 1_000_000
@@ -209,7 +222,7 @@ class TestWorkspaceBytes:
             plan = plan_pass(*sizes, facts, budget_bytes=min(budget, 1 << 26), **kind)
         except WorkspaceError:
             return
-        work, sums = cpu.Workspace(plan), cpu.Sums(plan)
+        work, sums = Workspace(plan), Sums(plan)
         own = [work.scratch, work.soft, work.vectors, work.places, work.product, work.ones]
         of_task = [work.logits, *([] if work.rows is None else [work.rows])]
         assert sum(buffer.nbytes for buffer in own) <= plan.thread_bytes
