@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from bench.results import error_of
+
 
 def call(function: Callable, *args: Any, n_cpus: int | None = None, limit_seconds: float = 900) -> Any:
     """Return ``function(*args)`` from a new interpreter that may use `n_cpus` of this process's CPUs.
@@ -44,4 +46,4 @@ def _answer(sender: Any, function: Callable, args: tuple) -> None:
     try:
         sender.send((True, function(*args)))
     except Exception as error:  # to be raised by `call`
-        sender.send((False, f"{type(error).__name__}: {error}"))
+        sender.send((False, error_of(error)["error"]))

@@ -158,7 +158,7 @@ def machine_block(folder: Path, document: Path) -> str:
     """Return on what the measures ran."""
     path = folder / "machine.json"
     runs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    runs = {name: run for name, run in runs.items() if "commit" in run}
+    runs = {name: run for name, run in runs.items() if isinstance(run, dict) and "commit" in run}
     if not runs:
         return ""
     run = next(iter(runs.values()))
