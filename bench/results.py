@@ -30,7 +30,9 @@ class Results:
     def __init__(self, folder: Path, measure: str):
         self.folder = folder
         self._measure = measure
-        self._tables: dict[str, list[Row]] = defaultdict(list)
+        self._old: dict[str, list[Row]] = {}  # of earlier runs
+        self._order: dict[str, list[Any]] = {}  # of cases
+        self._new: dict[str, list[Row]] = defaultdict(list)
         self._console = Console(stderr=True, highlight=False)
         self._status = self._console.status(measure)
 
@@ -51,10 +53,16 @@ class Results:
         self._status.update(escape(f"{self._measure}: {text} ..."))
 
     def add(self, table: str, row: Row, *, is_logged: bool = True) -> None:
-        """Write a row and log it."""
-        rows = self._tables[table]
-        rows.append(row)
-        write(self.folder / f"{table}.csv", rows)
+        """Write a row in place of the earlier run's rows of its case and library, and log it."""
+        path = self.folder / f"{table}.csv"
+        if table not in self._old:
+            self._old[table] = _read_cells(path)
+            self._order[table] = [other["case"] for other in self._old[table] if "case" in other]
+        self._order[table].append(row.get("case"))
+        self._old[table] = [other for other in self._old[table] if _identity(other) != _identity(row)]
+        self._new[table].append(row)
+        rows = [*self._old[table], *self._new[table]]
+        write(path, sorted(rows, key=lambda row: self._order[table].index(row.get("case"))))
         if not is_logged:
             return
         told = (f"{key}={_short(value)}" for key, value in row.items() if key not in UNLOGGED)
@@ -71,10 +79,19 @@ def write(path: Path, rows: list[Row]) -> None:
 
 def read(path: Path) -> list[Row]:
     """Return the rows of a CSV: numbers as floats, empty cells left out."""
+    return [{key: _number(value) for key, value in row.items()} for row in _read_cells(path)]
+
+
+def _read_cells(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+        return [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+
+
+def _identity(row: Row) -> tuple[str, ...]:
+    """Return what tells the rows of a run from those of another: a run replaces its own rows of an earlier one."""
+    return tuple(str(row.get(key, "")) for key in ("case", "library", "work", "axis", "n_threads", "data"))
 
 
 def error_of(error: Exception) -> Row:

@@ -14,6 +14,7 @@ from gpusoftmax.exceptions import WorkspaceError
 UNPACKED_ROWS = 64, 2048  # fewest and most rows of a product that BLAS need not pack
 PACKED_ROWS = 1024  # of any other
 STACK_BYTES = 5 << 20  # of X and logits in a stack: a shorter one is over before thirty ufuncs have been called
+STACK_ROWS = 50_000  # at most, whose places, losses and weights are as large as the logits of ten classes
 PRODUCT_STACK_BYTES = 5 << 19  # where most of the time goes to the two products, which want X from a cache
 PRODUCT_FEATURES = 64  # from here on it does
 ROW_MAJOR_CLASSES = 256  # from here on a softmax along rows costs no more than a transposition and one along classes
@@ -263,7 +264,8 @@ def _cut_stacks(n_rows, n_features, columns, size, lanes, unpacked_size) -> tupl
     unpacked = unpacked_size // (n_features * columns)
     most = min(unpacked, most) if unpacked >= fewest else PACKED_ROWS
     stack_bytes = STACK_BYTES if n_features < PRODUCT_FEATURES else PRODUCT_STACK_BYTES
-    task, n_lanes = _even(n_rows, max(most, stack_bytes // ((n_features + columns) * size)), lanes)
+    wanted = min(STACK_ROWS, stack_bytes // ((n_features + columns) * size))
+    task, n_lanes = _even(n_rows, max(most, wanted), lanes)
     n_stacked = -(-task // most)
     block = -(-task // n_stacked)
     return block, min(n_stacked * block, n_rows), n_lanes

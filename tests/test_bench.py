@@ -316,3 +316,17 @@ def test_results_keep_every_row_as_it_comes(tmp_path):
         kept.add("pass", {"case": "b", "error": "needs a, b"})
         rows = results.read(tmp_path / "new" / "pass.csv")
     assert rows == [{"case": "a", "seconds": 0.1}, {"case": "b", "error": "needs a, b"}]
+
+
+def test_a_run_replaces_its_own_rows_of_an_earlier_one(tmp_path):
+    def run(values):
+        with results.Results(tmp_path, "pass") as log:
+            for case, library, value in values:
+                log.add("pass", {"case": case, "library": library, "value": value})
+        return [tuple(row.values()) for row in results.read(tmp_path / "pass.csv")]
+
+    first = [(case, library, 1.0) for case in ("b", "a", "c") for library in ("ours", "theirs")]
+    assert run(first) == first
+    new = [("a", "ours", 2.0), ("a", "ours", 3.0), ("z", "ours", 4.0)]
+    b, b_theirs, _, a_theirs, c, c_theirs = first
+    assert run(new) == [b, b_theirs, a_theirs, *new[:2], c, c_theirs, new[2]]

@@ -10,6 +10,8 @@ def _pytorch(X, targets, weight, bias):
     torch = need("torch", "PyTorch")
     if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         raise UnavailableError(f"needs a PyTorch with linear_cross_entropy, this one is {torch.__version__}")
+    if len(weight) <= X.shape[1]:
+        raise UnavailableError("needs more classes than features: below that PyTorch advises against its chunks")
     options = torch.nn.LinearCrossEntropyOptions()
     linear_cross_entropy = torch.nn.functional.linear_cross_entropy
     return lambda: linear_cross_entropy(X, weight, targets, linear_bias=bias, options=options)
