@@ -76,19 +76,19 @@ def test_an_error_in_any_item_ends_the_work_and_the_next_goes_on(n_threads):
     crew, done = _Crew(plan, shares_tasks=False), []
 
     def run(item, work):
-        for step in range(40):
-            if (item, step) == (2, 3):
-                raise KeyError("item 2")
+        for step in range(200):
+            if (item, step) == (0, 3):
+                raise KeyError("item 0")
             threading.Event().wait(0.001)
             done.append((item, step))
             yield
 
-    with pytest.raises(KeyError, match="item 2"):
+    with pytest.raises(KeyError, match="item 0"):
         crew.map(run, range(3))
-    assert len(done) < 119
+    assert len(done) < 100
     done.clear()
-    crew.map(run, (0, 1))
-    assert len(done) == 80
+    crew.map(run, (1, 2))
+    assert len(done) == 400
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])

@@ -171,7 +171,7 @@ class TestPlanPass:
             return
         by_rows = plan.by_rows()
         assert not by_rows.is_shared
-        assert by_rows.n_threads * by_rows.task_bytes <= plan.workspace_bytes
+        assert by_rows.n_threads * by_rows.task_bytes <= plan.task_bytes * (1 if plan.is_shared else plan.n_threads)
         assume(by_rows.n_tasks < 20_000)
         assert_sound(by_rows)
 
