@@ -14,12 +14,12 @@ from gpusoftmax.exceptions import WorkspaceError
 UNPACKED_ROWS = 64, 2048  # fewest and most rows of a product that BLAS need not pack
 PACKED_ROWS = 1024  # of any other
 STACK_BYTES = 5 << 20  # of X and logits in a stack: a shorter one is over before thirty ufuncs have been called
-STACK_ROWS = 50_000  # at most, whose places, losses and weights are as large as the logits of ten classes
 PRODUCT_STACK_BYTES = 5 << 19  # where most of the time goes to the two products, which want X from a cache
 PRODUCT_FEATURES = 64  # from here on it does
 ROW_MAJOR_CLASSES = 256  # from here on a softmax along rows costs no more than a transposition and one along classes
 ROW_MAJOR_PRODUCTS = 100_000  # n_features · n_classes from which on that matters less than what products want
 ROW_MAJOR_ROWS, ROW_MAJOR_BYTES = 1024, 4 << 20  # most rows of a task, and their logits
+N_VECTORS = 5  # of a softmax: one number a row and problem
 LANES_PER_THREAD = 4  # independent partial sums: enough to share work evenly, few enough to add up for nothing
 SMALL_GRADIENT_BYTES = 1 << 18  # up to here a lane's gradient is nothing beside the caches
 LANE_GRADIENT_BYTES = 64 << 20  # of all lanes and the products for them, beyond which threads share one gradient
@@ -132,11 +132,17 @@ class Plan:
         return self.is_class_major or self.is_soft
 
     @property
+    def n_spare_vectors(self) -> int:
+        """How many of the softmax's vectors, one number a row and problem, the second array has room for."""
+        return min(N_VECTORS, self.n_classes) if self.is_class_major and not self.is_soft else 0
+
+    @property
     def thread_bytes(self) -> int:
         """Bytes of the buffers that each thread has for itself."""
         size, rows = self.dtype.itemsize, self.softmax_rows
         scratch = self.needs_scratch * rows * self.n_columns * size
-        row_vectors = rows * self.n_problems * (6 * size + 24) + self.block_rows * size
+        n_vectors = 1 + N_VECTORS - self.n_spare_vectors
+        row_vectors = rows * self.n_problems * (n_vectors * size + 24) + self.block_rows * size
         soft = 2 * rows * self.n_classes * size * self.is_soft  # cast, and times the class weights
         return scratch + soft + row_vectors + self.product_size * size
 
@@ -264,8 +270,7 @@ def _cut_stacks(n_rows, n_features, columns, size, lanes, unpacked_size) -> tupl
     unpacked = unpacked_size // (n_features * columns)
     most = min(unpacked, most) if unpacked >= fewest else PACKED_ROWS
     stack_bytes = STACK_BYTES if n_features < PRODUCT_FEATURES else PRODUCT_STACK_BYTES
-    wanted = min(STACK_ROWS, stack_bytes // ((n_features + columns) * size))
-    task, n_lanes = _even(n_rows, max(most, wanted), lanes)
+    task, n_lanes = _even(n_rows, max(most, stack_bytes // ((n_features + columns) * size)), lanes)
     n_stacked = -(-task // most)
     block = -(-task // n_stacked)
     return block, min(n_stacked * block, n_rows), n_lanes

@@ -66,8 +66,9 @@ def test_only_tasks_that_are_shared_share_memory(shares_tasks):
     one, other = _Crew(plan, shares_tasks=shares_tasks).workspaces
     for name in ("logits", "rows"):
         assert np.shares_memory(getattr(one, name), getattr(other, name)) == shares_tasks
-    for name in ("scratch", "vectors", "places", "product"):
+    for name in ("scratch", "places", "product"):
         assert not np.shares_memory(getattr(one, name), getattr(other, name))
+    assert not any(np.shares_memory(*vectors) for vectors in zip(one.vectors, other.vectors, strict=True))
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

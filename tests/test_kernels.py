@@ -46,7 +46,7 @@ def poisoned(plan):
 
 
 def poison(work):
-    for buffer in (work.logits, work.scratch, work.soft, work.vectors, work.product, work.rows):
+    for buffer in (work.logits, work.scratch, work.soft, *work.vectors, work.product, work.rows):
         if buffer is not None:
             buffer.fill(np.nan)
 

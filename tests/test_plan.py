@@ -223,7 +223,8 @@ class TestWorkspaceBytes:
         except WorkspaceError:
             return
         work, sums = Workspace(plan), Sums(plan)
-        own = [work.scratch, work.soft, work.vectors, work.places, work.product, work.ones]
+        vectors = work.vectors[plan.n_spare_vectors :]
+        own = [work.scratch, work.soft, *vectors, work.places, work.product, work.ones]
         of_task = [work.logits, *([] if work.rows is None else [work.rows])]
         assert sum(buffer.nbytes for buffer in own) <= plan.thread_bytes
         assert sum(buffer.nbytes for buffer in of_task) <= plan.task_bytes

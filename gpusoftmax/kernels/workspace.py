@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from gpusoftmax.plan import Plan
+from gpusoftmax.plan import N_VECTORS, Plan
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,11 @@ class Workspace:
             self.logits, self.rows = task.logits, task.rows
         self.scratch = np.empty(at_once * plan.n_columns if plan.needs_scratch else 0, dtype)
         self.soft = np.empty(at_once * plan.n_classes if plan.is_soft else 0, dtype)
-        self.vectors = np.empty((5, at_once * plan.n_problems), dtype)
+        size, n_spare = at_once * plan.n_problems, plan.n_spare_vectors
+        self.vectors = [
+            *self.scratch[: n_spare * size].reshape(n_spare, size),  # free once logits are class-major
+            *np.empty((N_VECTORS - n_spare, size), dtype),
+        ]
         self.places = np.empty(0 if plan.is_soft else at_once * plan.n_problems, np.intp)
         self.product = np.empty(plan.product_size, dtype)
         self.ones = np.ones(plan.block_rows, dtype)
@@ -94,7 +98,7 @@ class Workspace:
         plan, n_problems = self.plan, self.plan.n_problems
         flat, size = self.memory(start, n_rows), n_problems * n_rows
         z = self._shaped(flat, n_problems)
-        target, others, scale, loss, weights = self.vectors[:, :size].reshape(5, n_problems, 1, n_rows)
+        target, others, scale, loss, weights = (v[:size].reshape(n_problems, 1, n_rows) for v in self.vectors)
         places = self.places[:size].reshape(n_problems, -1)
         return Chunk(
             z=z,
