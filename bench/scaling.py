@@ -13,7 +13,7 @@ from bench.options import Options
 from bench.results import Results, Row
 from gpusoftmax import SoftmaxRegression
 
-ROWS = tuple(Case("random", n_rows, 32, 10) for n_rows in (30_000, 100_000, 300_000, 1_000_000, 3_000_000))
+ROWS = tuple(Case("random", n_rows, 32, 10) for n_rows in (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000))
 FEATURES = tuple(Case("random", 50_000, n_features, 10) for n_features in (16, 32, 64, 128, 256, 512, 1024))
 CLASSES = tuple(Case("random", 20_000, 128, n_classes) for n_classes in (4, 16, 64, 256, 1024))
 THREADS = tuple(Case("random", *shape) for shape in cases.SHAPES[1:5])
