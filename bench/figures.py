@@ -7,8 +7,16 @@ from pathlib import Path
 
 LEAST_GAP = 1e-7  # what float32 resolves
 THEMES = {  # text, grid, and colours told apart by the colour-blind (Okabe & Ito), in the order of the libraries
-    "light": ("#1f2328", "#d1d9e0", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#555555", "#56b4e9")),
-    "dark": ("#e6edf3", "#3d444d", ("#56b4e9", "#e69f00", "#2fbf93", "#cc79a7", "#f0e442", "#aaaaaa", "#0072b2")),
+    "light": (
+        "#1f2328",
+        "#d1d9e0",
+        ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#555555", "#56b4e9", "#882255"),
+    ),
+    "dark": (
+        "#e6edf3",
+        "#3d444d",
+        ("#56b4e9", "#e69f00", "#2fbf93", "#cc79a7", "#f0e442", "#aaaaaa", "#3f7fd9", "#ff8fa3"),
+    ),
 }
 Line = list[tuple[float, float]]
 Panels = dict[str, dict[str, Line]]  # by title, then by library

@@ -213,7 +213,10 @@ def main() -> int:
     failed = any(isinstance(row, str) for rows in results.values() for row in rows.values())
     if arguments.figure and not failed:
         arguments.figure.mkdir(parents=True, exist_ok=True)
-        panels = {DATA_SETS[data_set].split(" float")[0]: ask(gaps, data_set, log=log) for data_set in DATA_SETS}
+        panels = {
+            f"{data_set}: {DATA_SETS[data_set]}".split(" float")[0]: ask(gaps, data_set, log=log)
+            for data_set in DATA_SETS
+        }
         if errors := [panel for panel in panels.values() if isinstance(panel, str)]:
             raise SystemExit(f"scripts/demo: no figure, since a fit failed: {errors[0]}")
         draw_gaps(panels, arguments.figure, "convergence", "passes over X", "linear")
