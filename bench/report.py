@@ -209,7 +209,8 @@ def draw(folder: Path) -> None:
             lines = over.setdefault(f"over {row['axis']}", {})
             lines.setdefault(row["library"], []).append((row[f"n_{row['axis']}"], row["seconds_min"]))
     if over:
-        figures.draw_scaling(over, folder, "scaling")
+        ordered = {axis: {name: sorted(line) for name, line in lines.items()} for axis, lines in over.items()}
+        figures.draw_scaling(ordered, folder, "scaling")
 
 
 # ---------------------------------------------------------------- Markdown
