@@ -1,6 +1,7 @@
 """memory: extra peak of one pass and of one fit, each in a process of its own, cold and warm.
 
-Extra is the peak of resident bytes beyond those held when it begins, data included: what a library prepares counts.
+Extra is the peak of resident bytes beyond those held when it begins, data and params included: whatever else a
+library prepares counts.
 Cold: the first pass or fit of the process. Warm: the second, after the first one's memory was given back.
 """
 
@@ -43,10 +44,10 @@ def measure(options: Options, results: Results) -> None:
 def one_pass(case: Case, library: libraries.PassLibrary, options: Options) -> tuple[int, int]:
     """Return the extra bytes of preparing and running the first and the second pass of this process."""
     data = cases.make(case, options.data, is_fetched=options.is_fetched)
-    W, b = params(data)
+    laid_out = library.lay_out(*params(data))
 
     def run():
-        prepared = library.prepare_pass(data, W, b)
+        prepared = library.prepare_pass(data, laid_out)
         with prepared.session():
             return prepared.run()
 

@@ -98,7 +98,7 @@ def params(data: Data, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def check(library: PassLibrary, data: Data, W: np.ndarray, b: np.ndarray, truth: Answer) -> Turn:
     """Prepare a library's pass and compare its answer with the judge's; a floor has none."""
-    prepared = library.prepare_pass(data, W, b)
+    prepared = library.prepare_pass(data, library.lay_out(W, b))
     with prepared.session():
         result = prepared.run()
     if prepared.answer is None:

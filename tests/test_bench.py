@@ -115,16 +115,16 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
 class Wrong(Naive):
     """A library whose gradient is off by a hundredth."""
 
-    def prepare_pass(self, data, W, b):
-        right = super().prepare_pass(data, W, b)
+    def prepare_pass(self, data, params):
+        right = super().prepare_pass(data, params)
         return Pass(right.run, lambda result: (result[0], 1.01 * result[1], result[2]))
 
 
 class Falling(Naive):
     """A library that fails while it is timed."""
 
-    def prepare_pass(self, data, W, b):
-        prepared, n_calls = super().prepare_pass(data, W, b), iter([None])
+    def prepare_pass(self, data, params):
+        prepared, n_calls = super().prepare_pass(data, params), iter([None])
         return Pass(lambda: next(n_calls) or prepared.run(), prepared.answer)
 
 

@@ -50,8 +50,11 @@ class PassLibrary(Protocol):
     device: str
     settings: str
 
-    def prepare_pass(self, data: Data, W: np.ndarray, b: np.ndarray) -> Pass:
-        """Do everything that a training loop does once."""
+    def lay_out(self, W: np.ndarray, b: np.ndarray) -> Any:
+        """Return W and b as a training loop with this library keeps them."""
+
+    def prepare_pass(self, data: Data, params: Any) -> Pass:
+        """Do everything else that a training loop does once; `params` come from `lay_out`."""
 
 
 class FitLibrary(Protocol):

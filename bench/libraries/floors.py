@@ -19,11 +19,14 @@ class TwoGemms:
     device: str = "cpu"
     settings: str = "X @ W, then X.T @ Z"
 
-    def prepare_pass(self, data, W, b):
-        Z, gradient = np.empty((len(data.X), data.n_classes), W.dtype), np.empty_like(W)
+    def lay_out(self, W, b):
+        return W
+
+    def prepare_pass(self, data, params):
+        Z, gradient = np.empty((len(data.X), data.n_classes), params.dtype), np.empty_like(params)
 
         def run():
-            np.matmul(data.X, W, out=Z)
+            np.matmul(data.X, params, out=Z)
             np.matmul(data.X.T, Z, out=gradient)
 
         return Pass(run, None)
@@ -37,7 +40,10 @@ class ReadOnce:
     device: str = "cpu"
     settings: str = "x @ x over chunks of 256 KB"
 
-    def prepare_pass(self, data, W, b):
+    def lay_out(self, W, b):
+        return None
+
+    def prepare_pass(self, data, params):
         parts = np.array_split(data.X.reshape(-1), n_threads())
         step = CHUNK_BYTES // data.X.itemsize
         pool = ThreadPoolExecutor(len(parts))

@@ -13,7 +13,10 @@ class Jax:
     device: str = "cpu"
     settings: str = "jit(value_and_grad)"
 
-    def prepare_pass(self, data, W, b):
+    def lay_out(self, W, b):
+        return W, b
+
+    def prepare_pass(self, data, params):
         jax = need("jax", "JAX")
         jax.config.update("jax_enable_x64", True)  # float32 stays float32
         numpy = jax.numpy
@@ -25,7 +28,7 @@ class Jax:
             return -numpy.take_along_axis(log_y, targets[:, None], axis=1).mean()
 
         evaluate = jax.jit(jax.value_and_grad(loss_of))
-        params, X, targets = jax.device_put(((W, b), data.X, data.targets))
+        params, X, targets = jax.device_put((params, data.X, data.targets))
 
         return Pass(
             lambda: jax.block_until_ready(evaluate(params, X, targets)),

@@ -43,8 +43,11 @@ class LinearCrossEntropy:
     def name(self) -> str:
         return self.kernel + " CUDA" * (self.device == "cuda")
 
-    def prepare_pass(self, data, W, b):
+    def lay_out(self, W, b):
+        return W.T.copy(), b
+
+    def prepare_pass(self, data, params):
         if data.is_soft:
             raise UnavailableError(f"needs labels: {self.kernel} takes no soft targets")
-        X, targets, weight, bias = tensors(data, W, b, self.device)
+        X, targets, weight, bias = tensors(data, params, self.device)
         return make_pass(KERNELS[self.kernel](X, targets, weight, bias), weight, bias)

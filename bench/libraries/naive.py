@@ -15,7 +15,11 @@ class Naive:
     device: str = "cpu"
     settings: str = "whole arrays"
 
-    def prepare_pass(self, data, W, b):
+    def lay_out(self, W, b):
+        return W, b
+
+    def prepare_pass(self, data, params):
+        W, b = params
         X, targets, rows = data.X, data.targets, np.arange(len(data.X))
 
         def run():

@@ -22,10 +22,12 @@ class Ours:
     device: str = "cpu"
     settings: str = "defaults"
 
-    def prepare_pass(self, data, W, b):
+    def lay_out(self, W, b):
+        return np.concatenate([W, b[np.newaxis]])[:, np.newaxis]
+
+    def prepare_pass(self, data, params):
         backend = self._backend()
         targets = data.targets if data.is_soft else data.targets.astype(np.min_scalar_type(data.n_classes))
-        params = np.concatenate([W, b[np.newaxis]])[:, np.newaxis]
         X, targets, params = (backend.to_device(array) for array in (data.X, targets, params))
         dtype = data.X.dtype
         plan = plan_pass(*X.shape, 1, data.n_classes, dtype, backend.facts(), is_soft=data.is_soft)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from bench.libraries.base import Pass, n_threads, need, need_cuda
 
 
-def tensors(data, W, b, device: str):
+def tensors(data, params, device: str):
     """Return X, targets and the leaves weight (n_classes, n_features) and bias on a device."""
     torch = need("torch", "PyTorch")
     if device == "cuda":
         need_cuda(torch)
     torch.set_num_threads(n_threads())  # its own choice leaves out half of hyper-threads
-    X, targets, weight, bias = (torch.from_numpy(array).to(device) for array in (data.X, data.targets, W.T.copy(), b))
+    X, targets, weight, bias = (torch.from_numpy(array).to(device) for array in (data.X, data.targets, *params))
     return X, targets, weight.requires_grad_(), bias.requires_grad_()
 
 
@@ -41,8 +41,11 @@ class PyTorch:
     def settings(self) -> str:
         return "cross_entropy(linear(X))" + ", torch.compile" * self.is_compiled
 
-    def prepare_pass(self, data, W, b):
-        X, targets, weight, bias = tensors(data, W, b, self.device)
+    def lay_out(self, W, b):
+        return W.T.copy(), b
+
+    def prepare_pass(self, data, params):
+        X, targets, weight, bias = tensors(data, params, self.device)
         torch = need("torch")
 
         def loss_of(X, targets, weight, bias):

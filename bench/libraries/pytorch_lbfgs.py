@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bench.libraries.base import need
-from bench.libraries.pytorch import tensors
+from bench.libraries.pytorch import PyTorch, tensors
 
 OPTIONS = {
     "line_search_fn": "strong_wolfe",
@@ -23,7 +23,7 @@ class PyTorchLBFGS:
     settings: str = ", ".join(f"{name}={value}" for name, value in OPTIONS.items())
 
     def fit(self, data, record):
-        X, targets, weight, bias = tensors(data, *data.zeros(), self.device)
+        X, targets, weight, bias = tensors(data, PyTorch().lay_out(*data.zeros()), self.device)
         torch = need("torch")
         optimizer = torch.optim.LBFGS([weight, bias], **OPTIONS)
         strength = (2 if data.n_classes == 2 else 1) / (data.C * len(X))  # two columns share what one would hold

@@ -26,14 +26,16 @@ class ScikitLearn:
     def settings(self) -> str:
         return f"solver={self.solver}, tol=1e-4, max_iter=20000" + f", {self.limit} thread" * (self.limit is not None)
 
-    def prepare_pass(self, data, W, b):
+    def lay_out(self, W, b):
+        return np.asfortranarray(np.column_stack([W.T, b]))
+
+    def prepare_pass(self, data, params):
         if data.is_soft:
             raise UnavailableError("needs labels: scikit-learn takes no soft targets")
         objective = LinearModelLoss(HalfMultinomialLoss(n_classes=data.n_classes), fit_intercept=True)
         X, y, threads = data.X, data.targets.astype(data.X.dtype), self.limit or n_threads()
-        coef = np.asfortranarray(np.column_stack([W.T, b]))
         return Pass(
-            lambda: objective.loss_gradient(coef, X, y, n_threads=threads),
+            lambda: objective.loss_gradient(params, X, y, n_threads=threads),
             lambda result: (result[0], result[1][:, :-1].T, result[1][:, -1]),
             lambda: threadpool_limits(self.limit),
         )
