@@ -16,10 +16,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from gpusoftmax.backends import get_backend
+from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.callbacks import PrintProgress
 from gpusoftmax.exceptions import NonFiniteError
-from gpusoftmax.plan import plan_pass
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource, compute_dtype, weight_per_class
@@ -59,7 +58,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         It does not change the optimum.
     verbose : int, default=0
         Above 0, report progress on standard error.
-    device : {"auto", "cpu"}, default="auto"
+    device : {"auto", "cpu", "cuda"}, default="auto"
     memory_budget : int or None, default=None
         Most bytes of workspace beside X, y, the weights and the solver's vectors, (n_features + 1) · n_classes numbers
         each; None for what runs best.
@@ -110,7 +109,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
-        "device": [StrOptions({"auto", "cpu"})],
+        "device": [StrOptions({"auto", "cpu", "cuda"})],
         "memory_budget": [Interval(Integral, 1, None, closed="left"), None],
     }
 
@@ -320,11 +319,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         dtype = np.result_type(compute_dtype(X.dtype), self.coef_.dtype)
         backend = get_backend(self.device)
         params, n_classes = self._params(), len(self.classes_)
-        source = ArraySource(X, np.zeros(len(X), np.uint8), None, dtype, center=self._center)
+        source = backend.place(ArraySource(X, np.zeros(len(X), np.uint8), None, dtype, center=self._center))
         if self._center is not None:
             params[-1] += np.tensordot(self._center, params[:-1], axes=1)
-        plan = plan_pass(
-            *(*X.shape, 1, n_classes, dtype, backend.facts()),
+        plan = backend.facts().plan_pass(
+            *(*X.shape, 1, n_classes, dtype),
             is_direct=source.is_direct,
             budget_bytes=self.memory_budget,
         )

@@ -2,7 +2,7 @@
 
 from sklearn.exceptions import ConvergenceWarning
 
-__all__ = ["ConvergenceWarning", "NonFiniteError", "WorkspaceError"]
+__all__ = ["ConvergenceWarning", "DeviceError", "NonFiniteError", "WorkspaceError"]
 
 
 class WorkspaceError(ValueError):
@@ -11,3 +11,7 @@ class WorkspaceError(ValueError):
 
 class NonFiniteError(ValueError):
     """The logits, the loss or the gradient left the range of the compute dtype."""
+
+
+class DeviceError(RuntimeError):
+    """The device asked for cannot be used; the message says why and what to do."""

@@ -3,9 +3,8 @@
 import numpy as np
 from sklearn.utils.validation import check_array
 
-from gpusoftmax.backends import get_backend
+from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.exceptions import NonFiniteError
-from gpusoftmax.plan import plan_pass
 from gpusoftmax.sources import ArraySource, compute_dtype
 from gpusoftmax.targets import check_class_indices, check_soft_targets
 
@@ -32,7 +31,7 @@ def loss_and_gradient(
     b : array of shape (n_classes,), or None for no intercept
     sample_weight : array of shape (n_samples,), or None for ones
     label_smoothing : float in [0, 1)
-    device : {"auto", "cpu"}
+    device : {"auto", "cpu", "cuda"}
     memory_budget : int or None
         Most bytes of workspace; None for what runs best.
 
@@ -88,19 +87,19 @@ def loss_and_gradient(
     weights = None if sample_weight is None else check_weights(sample_weight, n_rows, dtype)[:, np.newaxis]
 
     backend = get_backend(device)
-    source = ArraySource(X, targets, weights, dtype)
-    plan = plan_pass(
+    source = backend.place(ArraySource(X, targets, weights, dtype))
+    plan = backend.facts().plan_pass(
         n_rows,
         n_features,
         1,
         W.shape[1],
         dtype,
-        backend.facts(),
         is_soft=targets.ndim == 2,
         is_direct=source.is_direct,
         budget_bytes=memory_budget,
     )
-    loss, gradient = backend.fused_pass(source, plan).loss_and_gradient(params, label_smoothing)
+    sums = backend.fused_pass(source, plan).loss_and_gradient(backend.to_device(params), label_smoothing)
+    loss, gradient = map(backend.to_host, sums)
     if not (np.isfinite(loss).all() and np.isfinite(gradient).all()):
         raise NonFiniteError(f"Logits, loss or gradient left the range of {dtype.name}: rescale X, W or the weights.")
     total = n_rows if weights is None else weights.sum(dtype=np.float64)

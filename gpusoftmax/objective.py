@@ -8,7 +8,8 @@ from typing import Self
 
 import numpy as np
 
-from gpusoftmax.backends import FusedPass
+from gpusoftmax.arrays import Arrays
+from gpusoftmax.backends.base import FusedPass
 from gpusoftmax.penalties import L2
 from gpusoftmax.plan import MetricPlan
 from gpusoftmax.preconditioner import KroneckerMetric, kronecker_metric
@@ -32,6 +33,8 @@ class SoftmaxObjective:
 
     Parameters
     ----------
+    arrays : Arrays
+        Where `fused_pass` and its params live.
     fused_pass : FusedPass
     penalty : L2
     total_weight : array of shape (n_problems,), float64
@@ -42,6 +45,7 @@ class SoftmaxObjective:
     metric_rows : MetricRows
     """
 
+    arrays: Arrays
     fused_pass: FusedPass
     penalty: L2
     total_weight: np.ndarray
@@ -80,10 +84,11 @@ class SoftmaxObjective:
         sample = self.metric_rows
         sums = self.fused_pass.curvature(params, sample.scale, sample.plan, sample.rows)
         return kronecker_metric(
+            self.arrays,
             sums.gram,
-            sums.classes,
-            sums.weight,
-            self.penalty.strength,
+            self.arrays.to_host(sums.classes),
+            self.arrays.to_host(sums.weight),
+            self.arrays.to_host(self.penalty.strength),
             sample.scale,
             has_intercept=self.has_intercept,
             precision=self.precision,
@@ -96,5 +101,5 @@ class SoftmaxObjective:
             self,
             fused_pass=self.fused_pass.select(active),
             penalty=self.penalty.select(active),
-            total_weight=self.total_weight[active],
+            total_weight=self.total_weight[self.arrays.to_device(active)],
         )

@@ -6,6 +6,7 @@ Reads no data and touches no device, so every choice can be tested anywhere.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -34,9 +35,32 @@ MAX_METRIC_FEATURES = 2048  # a symmetric eigenproblem of this order takes secon
 MAX_METRIC_CLASSES = 640
 
 
+class PassPlan(Protocol):
+    """How a pass is cut up, on whatever device."""
+
+    @property
+    def gradient_dtype(self) -> np.dtype:
+        """Dtype of params and gradient."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of all buffers of the pass."""
+
+
+class Facts(Protocol):
+    """What is known of a device; it plans passes there."""
+
+    @property
+    def n_threads(self) -> int:
+        """Threads on the host that have work of their own."""
+
+    def plan_pass(self, n_rows, n_features, n_problems, n_classes, dtype, **options) -> PassPlan:
+        """Return a pass's plan; options and errors are those of `plan_pass`."""
+
+
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What a plan needs to know of a device.
+    """What a plan needs to know of a CPU.
 
     n_threads : threads at hand
     cache_bytes : cache that one thread has for itself
@@ -47,6 +71,10 @@ class DeviceFacts:
     n_threads: int = 1
     cache_bytes: int = 1 << 20
     unpacked_size: int = 1_000_000
+
+    def plan_pass(self, n_rows, n_features, n_problems, n_classes, dtype, **options) -> "Plan":
+        """Return the plan of a pass on this CPU."""
+        return plan_pass(n_rows, n_features, n_problems, n_classes, dtype, self, **options)
 
 
 @dataclass(frozen=True)
@@ -337,24 +365,23 @@ def plan_fit(
     n_problems: int,
     n_classes: int,
     dtype: np.dtype,
-    facts: DeviceFacts,
+    facts: Facts,
     *,
     is_soft: bool = False,
     is_direct: bool = True,
     budget_bytes: int | None = None,
-) -> tuple[Plan, MetricPlan]:
+) -> tuple[PassPlan, MetricPlan]:
     """Share a budget between the pass and the metric: the metric gets half at most, and what one row leaves.
 
     Parameters and errors are those of `plan_pass`.
     """
     sizes = (n_rows, n_features, n_problems, n_classes, dtype)
     if budget_bytes is None:
-        return plan_pass(*sizes, facts, is_soft=is_soft, is_direct=is_direct), _plan_metric(*sizes, facts, math.inf)
-    one_row = plan_pass(1, *sizes[1:], facts, is_soft=is_soft, is_direct=is_direct)
+        return facts.plan_pass(*sizes, is_soft=is_soft, is_direct=is_direct), _plan_metric(*sizes, facts, math.inf)
+    one_row = facts.plan_pass(1, *sizes[1:], is_soft=is_soft, is_direct=is_direct)
     metric = _plan_metric(*sizes, facts, min(budget_bytes / 2, budget_bytes - one_row.workspace_bytes))
-    plan = plan_pass(
+    plan = facts.plan_pass(
         *sizes,
-        facts,
         is_soft=is_soft,
         is_direct=is_direct,
         budget_bytes=budget_bytes,
@@ -374,7 +401,7 @@ def _plan_metric(
     n_problems: int,
     n_classes: int,
     dtype: np.dtype,
-    facts: DeviceFacts,
+    facts: Facts,
     budget: float,
 ) -> MetricPlan:
     """Choose the metric's sample and factors: a factor too large for the budget or for its eigenproblem is diagonal.

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-import scipy.linalg
 
+from gpusoftmax.arrays import Arrays
 from gpusoftmax.exceptions import NonFiniteError
 
 ALIKE = 6.0  # largest spread of curvature over penalty that one Cholesky factor serves: more costs passes
@@ -24,6 +24,8 @@ class KroneckerMetric:
 
     Parameters
     ----------
+    arrays : Arrays
+        Where all of these live, and gradients.
     features : array of shape (n_features + 1, n_features + 1), or (n_features + 1,) for a diagonal factor
         T, a basis that makes both A and the penalty diagonal, or all but.
     classes : array of shape (n_problems, n_classes, n_classes), or None for the identity
@@ -33,6 +35,7 @@ class KroneckerMetric:
         Passes over the rows that making it took.
     """
 
+    arrays: Arrays
     features: np.ndarray
     classes: np.ndarray | None
     curvature: np.ndarray
@@ -62,15 +65,20 @@ class KroneckerMetric:
 
     def select(self, active) -> Self:
         """Return the metric of the problems in `active`."""
-        classes = None if self.classes is None else self.classes[active]
-        return replace(self, classes=classes, curvature=self.curvature[active])
+        places = self.arrays.to_device(active)
+        classes = None if self.classes is None else self.classes[places]
+        return replace(self, classes=classes, curvature=self.curvature[places])
 
 
-def kronecker_metric(gram, classes, weight, strength, scale, *, has_intercept, precision, n_passes) -> KroneckerMetric:
+def kronecker_metric(
+    arrays: Arrays, gram, classes, weight, strength, scale, *, has_intercept, precision, n_passes
+) -> KroneckerMetric:
     """Diagonalise ``B_p ⊗ A + strength_p · R``.
 
     Parameters
     ----------
+    arrays : Arrays
+        Where `gram` lives, and the metric will; all else is on the host, where small matrices are quicker.
     gram : array of shape (n_features + 1, n_features + 1), or its diagonal
         Summed curvature of features multiplied by `scale`; overwritten. The metric has its dtype.
     classes : array of shape (n_problems, n_classes, n_classes), or its diagonals
@@ -87,7 +95,8 @@ def kronecker_metric(gram, classes, weight, strength, scale, *, has_intercept, p
     NonFiniteError
         The sums are not finite.
     """
-    if not (np.isfinite(gram).all() and np.isfinite(classes).all()):
+    corner = float(arrays.to_host(gram.reshape(-1)[-1:])[0])
+    if not (arrays.to_host(arrays.xp.isfinite(gram).all()) and np.isfinite(classes).all()):
         raise NonFiniteError("The curvature of the objective left the range of its dtype: rescale the features.")
     tiny = np.finfo(np.float64).tiny
     B = classes / np.maximum(weight, tiny).reshape(-1, *(1,) * (classes.ndim - 1))
@@ -95,30 +104,33 @@ def kronecker_metric(gram, classes, weight, strength, scale, *, has_intercept, p
     if B.ndim == 3:
         spread = np.trace(B, axis1=1, axis2=2)
         sigma, U = np.linalg.eigh(B + np.maximum(spread, tiny)[:, np.newaxis, np.newaxis] / n_classes)
-        U = _centred(U.transpose(0, 2, 1)).transpose(0, 2, 1).astype(gram.dtype)
+        U = _centred(U.transpose(0, 2, 1)).transpose(0, 2, 1)
     else:
         spread, sigma, U = B.sum(axis=1), B, None
     level = max(float(np.exp(np.log(np.maximum(spread, tiny)).mean())) / max(n_classes - 1, 1), 1e-12)
     positive = strength[strength > 0]
     reference = float(np.exp(np.log(positive).mean())) if len(positive) else 0.0
     penalty = np.append(reference * scale**2, 0.0)
-    gram *= level / max(gram.flat[-1], tiny)
+    gram *= level / max(corner, tiny)
     if gram.ndim == 2 and not has_intercept:  # else the inverse would be that of the Schur complement
         gram[-1, :-1] = gram[:-1, -1] = 0
     sigma = np.maximum(sigma, tiny) / level
     penalised = strength / reference if reference else strength
     ratio = penalised[:, np.newaxis] / (sigma if U is None else sigma[:, :-1])  # the last moves all classes alike
     is_alike = ratio.size == 0 or ratio.max() <= ALIKE * ratio.min()
-    T, share = _feature_basis(gram, penalty, max(32 * precision, 1e-11), is_alike)
-    units = np.append(scale, float(has_intercept))
+    T, share = _feature_basis(arrays, gram, penalty, max(32 * precision, 1e-11), is_alike)
+    units = arrays.to_device(np.append(scale, float(has_intercept)), gram.dtype)
     T *= units if T.ndim == 1 else units[:, np.newaxis]
+    sigma, penalised, share, rest = (
+        arrays.to_device(part, gram.dtype) for part in (sigma, penalised, share, 1 - share)
+    )
     curvature = sigma[:, np.newaxis, :] * share[:, np.newaxis]
-    curvature += penalised[:, np.newaxis, np.newaxis] * (1 - share)[:, np.newaxis]
-    np.maximum(curvature, np.sqrt(precision), out=curvature)  # undetermined directions must not magnify rounding
-    return KroneckerMetric(T, U, curvature.astype(gram.dtype), n_passes)
+    curvature += penalised[:, np.newaxis, np.newaxis] * rest[:, np.newaxis]
+    arrays.xp.maximum(curvature, np.sqrt(precision), out=curvature)  # undetermined directions must not magnify rounding
+    return KroneckerMetric(arrays, T, None if U is None else arrays.to_device(U, gram.dtype), curvature, n_passes)
 
 
-def _feature_basis(A, penalty, ridge, is_alike):
+def _feature_basis(arrays: Arrays, A, penalty, ridge, is_alike):
     """Return T and `share` with ``Tᵀ A T = diag(share)`` and ``Tᵀ (A + diag(penalty)) T = I``, up to the ridge.
 
     Solving against the sum of both, scaled to a unit diagonal, is accurate whichever of the two dominates a feature;
@@ -127,38 +139,28 @@ def _feature_basis(A, penalty, ridge, is_alike):
     """
     curvature = np.diagonal(A) if A.ndim == 2 else A
     # A feature without curvature stays as it is: scaling by a penalty next to nothing would overflow.
+    curvature = arrays.to_host(A.diagonal() if A.ndim == 2 else A)
     unit = 1 / np.sqrt(np.where(curvature > 0, curvature + penalty, 1.0))
     if A.ndim == 1:
-        return unit.astype(A.dtype), np.clip(unit**2 * A, 0, 1)
-    A *= unit
-    A *= unit[:, np.newaxis]
+        return arrays.to_device(unit, A.dtype), np.clip(unit**2 * curvature, 0, 1)
+    units = arrays.to_device(unit, A.dtype)
+    A *= units
+    A *= units[:, np.newaxis]
     scaled_penalty = unit**2 * penalty
-    solve = _by_cholesky if is_alike else _by_eigenvectors
     while True:
         both = A.copy()
-        both[np.diag_indices_from(both)] += scaled_penalty + ridge
+        both.reshape(-1)[:: len(A) + 1] += arrays.to_device(scaled_penalty + ridge, A.dtype)
         try:
-            T, share = solve(A, both, scaled_penalty)
-        except scipy.linalg.LinAlgError:
+            if is_alike:
+                T = arrays.inverse_cholesky(both)
+                share = 1 - arrays.to_host(arrays.to_device(scaled_penalty, A.dtype) @ (T * T))
+            else:
+                share, T = arrays.eigenvectors(A, both)
+        except np.linalg.LinAlgError:
             ridge = 100 * ridge
         else:
-            T *= unit[:, np.newaxis]
+            T *= units[:, np.newaxis]
             return T, np.clip(share, 0, 1)
-
-
-# A and `both` are symmetric: their transposes are in LAPACK's order.
-
-
-def _by_cholesky(A, both, penalty):
-    L = scipy.linalg.cholesky(both.T, lower=True, overwrite_a=True, check_finite=False)
-    (invert,) = scipy.linalg.get_lapack_funcs(("trtri",), (L,))
-    T = invert(L, lower=1, overwrite_c=1)[0].T
-    return T, 1 - penalty @ np.square(T)
-
-
-def _by_eigenvectors(A, both, penalty):
-    share, T = scipy.linalg.eigh(A.T, both.T, driver="gvd", overwrite_b=True, check_finite=False)
-    return T, share
 
 
 def _centred(array):

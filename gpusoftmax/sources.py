@@ -4,9 +4,11 @@ Knows the layout of the data in memory. Does not know what is computed from a bl
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+
+from gpusoftmax.arrays import Arrays
 
 Rows = slice | np.ndarray
 
@@ -43,6 +45,7 @@ class ArraySource:
         Subtracted from every row of a block, in float64 where X's own precision would lose it.
     class_weight : array of shape (n_classes,), float64, or None
         Multiplies every class's term of the loss.
+    xp : namespace of X and center
     """
 
     X: np.ndarray
@@ -51,6 +54,7 @@ class ArraySource:
     dtype: np.dtype
     center: np.ndarray | None = None
     class_weight: np.ndarray | None = None
+    xp: Any = np
 
     @property
     def n_rows(self) -> int:
@@ -72,16 +76,20 @@ class ArraySource:
         return (by_rows or by_columns) and rows % size == 0 and columns % size == 0
 
     def block(self, rows: Rows, buffer: np.ndarray | None = None) -> Block:
-        """Return the rows as a Block: a view where `rows` is a slice and `is_direct`, else written into `buffer`."""
+        """Return the rows as a Block, features as `features` does."""
+        return Block(self.features(rows, buffer), *self.targets_and_weights(rows))
+
+    def features(self, rows: Rows, buffer: np.ndarray | None = None):
+        """Return the rows of X: a view where `rows` is a slice and `is_direct`, else written into `buffer`."""
         X = self.X[rows]
-        if isinstance(rows, np.ndarray) or not self.is_direct:
-            out = np.empty(X.shape, self.dtype) if buffer is None else buffer[: X.size].reshape(X.shape)
-            if self.center is None:
-                np.copyto(out, X, casting="unsafe")
-            else:
-                np.subtract(X, self.center, out=out, casting="unsafe")
-            X = out
-        return Block(X, *self.targets_and_weights(rows))
+        if isinstance(rows, slice) and self.is_direct:
+            return X
+        out = self.xp.empty(X.shape, self.dtype) if buffer is None else buffer[: X.size].reshape(X.shape)
+        if self.center is None:
+            self.xp.copyto(out, X, casting="unsafe")
+        else:
+            self.xp.subtract(X, self.center, out=out, casting="unsafe")
+        return out
 
     def targets_and_weights(self, rows: Rows) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the rows' targets and weights, class weights multiplied in.
@@ -117,15 +125,18 @@ def sample_rows(n_rows: int, n_sample: int, seed: int) -> np.ndarray:
     return edges[:-1] + (offsets * np.diff(edges)).astype(np.int64)
 
 
-def feature_range(source: ArraySource, rows: np.ndarray, budget_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+def feature_range(
+    source: ArraySource, rows: np.ndarray, arrays: Arrays, budget_bytes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the smallest and largest value of every feature over `rows`, float64, in blocks of `budget_bytes`."""
     block_rows = max(1, min(1024, budget_bytes // (2 * source.n_features * source.dtype.itemsize)))
-    low, high = np.full(source.n_features, np.inf), np.full(source.n_features, -np.inf)
+    xp = arrays.xp
+    low, high = xp.full(source.n_features, np.inf), xp.full(source.n_features, -np.inf)
     for start in range(0, len(rows), block_rows):
-        X = source.block(rows[start : start + block_rows]).X
-        np.minimum(low, X.min(axis=0), out=low)
-        np.maximum(high, X.max(axis=0), out=high)
-    return low, high
+        X = source.features(arrays.to_device(rows[start : start + block_rows]))
+        xp.minimum(low, X.min(axis=0), out=low)
+        xp.maximum(high, X.max(axis=0), out=high)
+    return arrays.to_host(low), arrays.to_host(high)
 
 
 def weight_per_class(source: ArraySource, n_problems: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:

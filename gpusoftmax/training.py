@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpusoftmax.backends import Backend
+from gpusoftmax.backends.base import Backend
 from gpusoftmax.objective import MetricRows, SoftmaxObjective
 from gpusoftmax.penalties import L2
 from gpusoftmax.plan import metric_sample, plan_fit
@@ -76,11 +76,12 @@ def train(
     """
     n_problems = len(training.C)
     shape = (source.n_features + 1, n_problems, training.n_classes)
+    source = backend.place(source)
     rows = sample_rows(source.n_rows, metric_sample(source.n_rows, source.n_features), training.seed)
-    low, high = feature_range(source, rows, training.budget_bytes or DEFAULT_RANGE_BYTES)
+    low, high = feature_range(source, rows, backend, training.budget_bytes or DEFAULT_RANGE_BYTES)
     center = find_center(low, high) if training.has_intercept else None
     if center is not None:
-        source = replace(source, center=center)
+        source = replace(source, center=backend.to_device(center))
         low, high = low - center, high - center
     plan, metric_plan = plan_fit(
         *(source.n_rows, source.n_features, n_problems, training.n_classes, source.dtype, backend.facts()),
@@ -103,15 +104,17 @@ def train(
         params[-1] = start_intercept(total, per_class, source.n_rows, training.label_smoothing)
 
     objective = SoftmaxObjective(
+        arrays=backend,
         fused_pass=backend.fused_pass(source, plan),
-        penalty=L2(1 / (training.C * total)),
-        total_weight=total,
+        penalty=L2(backend, backend.to_device(1 / (training.C * total))),
+        total_weight=backend.to_device(total),
         has_intercept=training.has_intercept,
         label_smoothing=training.label_smoothing,
         metric_rows=MetricRows(metric_plan, rows, feature_scale(low, high)),
     )
     with backend.session():
-        return solver.minimize(objective, params, callback), center
+        solution = solver.minimize(objective, backend.to_device(params), callback)
+        return replace(solution, params=backend.to_host(solution.params)), center
 
 
 def find_center(low: np.ndarray, high: np.ndarray) -> np.ndarray | None:

@@ -5,7 +5,8 @@ import pytest
 from oracle import FLOAT64, assert_close, hand_plan, make_data
 from threadpoolctl import threadpool_info
 
-from gpusoftmax.backends import NumpyBackend, _Crew, get_backend
+from gpusoftmax.backends.choice import get_backend
+from gpusoftmax.backends.cpu import NumpyBackend, _Crew
 from gpusoftmax.kernels import reference
 from gpusoftmax.plan import DeviceFacts, MetricPlan
 from gpusoftmax.sources import ArraySource

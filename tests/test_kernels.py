@@ -14,8 +14,9 @@ from oracle import (
     summed_losses,
 )
 
-from gpusoftmax.backends import NumpyBackend
+from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.kernels import cpu, reference
+from gpusoftmax.kernels.curvature import CurvatureSums, curvature
 from gpusoftmax.kernels.workspace import Sums, Workspace
 from gpusoftmax.plan import MetricPlan
 from gpusoftmax.sources import ArraySource, Block
@@ -406,10 +407,10 @@ class TestCurvature:
         data = make_data(*shape, weights=weights)
         scale = np.exp2(np.random.default_rng(0).integers(-3, 4, shape[1])).astype(float)
         plan = MetricPlan(dtype, 5, 1, is_feature_full, is_class_full, 0)
-        sums = cpu.CurvatureSums(*shape[1:], plan)
+        sums = CurvatureSums(np, *shape[1:], plan)
         single = data.cast(dtype)
         for start in range(0, shape[0], 5):
-            cpu.curvature(block_of(single, slice(start, start + 5)), single.params, scale, sums)
+            curvature(block_of(single, slice(start, start + 5)), single.params, scale, sums)
         same_logits = data.params / np.append(scale, 1)[:, np.newaxis, np.newaxis]
         gram, classes = reference.curvature(data.X * scale, data.full_weights(), same_logits)
         size = np.abs(gram).max() + shape[0]
@@ -420,7 +421,7 @@ class TestCurvature:
 
     def test_full_factors_are_symmetric(self):
         data = make_data(31, 4, 2, 5, weights="each")
-        sums = cpu.CurvatureSums(4, 2, 5, MetricPlan(FLOAT64, 31, 1, True, True, 0))
-        cpu.curvature(block_of(data), data.params, np.ones(4), sums)
+        sums = CurvatureSums(np, 4, 2, 5, MetricPlan(FLOAT64, 31, 1, True, True, 0))
+        curvature(block_of(data), data.params, np.ones(4), sums)
         assert_close(sums.gram, sums.gram.T, 1e-15)
         assert_close(sums.classes, sums.classes.transpose(0, 2, 1), 1e-15)

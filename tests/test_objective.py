@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracle import FLOAT32, FLOAT64, assert_close, complex_step, make_data, mean_objective, one_hot
 
-from gpusoftmax.backends import NumpyBackend
+from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.kernels import reference
 from gpusoftmax.objective import MetricRows, SoftmaxObjective
 from gpusoftmax.penalties import L2
@@ -32,8 +32,9 @@ def make_objective(
         is_direct=source.is_direct,
     )
     return SoftmaxObjective(
+        arrays=NumpyBackend(),
         fused_pass=NumpyBackend().fused_pass(source, plan),
-        penalty=L2(strength),
+        penalty=L2(NumpyBackend(), strength),
         total_weight=data.full_weights().sum(axis=0),
         has_intercept=has_intercept,
         label_smoothing=label_smoothing,

@@ -9,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import FLOAT32, FLOAT64, hand_plan, make_data
 
-from gpusoftmax.backends import NumpyBackend
+from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.exceptions import WorkspaceError
-from gpusoftmax.kernels import cpu
+from gpusoftmax.kernels.curvature import CurvatureSums
 from gpusoftmax.kernels.workspace import Sums, Workspace
 from gpusoftmax.plan import METRIC_ROWS, DeviceFacts, metric_sample, plan_fit, plan_pass
 from gpusoftmax.sources import ArraySource
@@ -287,7 +287,7 @@ class TestPlanFit:
         except WorkspaceError:
             return
         _, n_features, n_problems, n_classes, dtype = sizes
-        held = cpu.CurvatureSums(min(n_features, 1500), n_problems, min(n_classes, 300), metric)
+        held = CurvatureSums(np, min(n_features, 1500), n_problems, min(n_classes, 300), metric)
         if n_features <= 1500 and n_classes <= 300:
             rows = metric.block_rows * (n_features + n_problems * n_classes) * dtype.itemsize
             assert held.gram.nbytes + held.classes.nbytes + held.weight.nbytes + rows <= metric.workspace_bytes

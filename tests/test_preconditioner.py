@@ -4,6 +4,7 @@ import scipy.linalg
 from oracle import FLOAT32, FLOAT64, assert_close, make_data
 
 from gpusoftmax import preconditioner
+from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.exceptions import NonFiniteError
 from gpusoftmax.kernels import reference
 from gpusoftmax.preconditioner import kronecker_metric
@@ -38,7 +39,7 @@ def made_metric(strength, scale=None, *, diagonal_features=False, diagonal_class
         classes = np.diagonal(classes, axis1=1, axis2=2)
     precision = np.finfo(dtype).eps
     options = {"has_intercept": True, "precision": precision, "n_passes": 0.5} | options
-    return kronecker_metric(gram.astype(dtype), classes, weight, strength, scale, **options)
+    return kronecker_metric(NumpyBackend(), gram.astype(dtype), classes, weight, strength, scale, **options)
 
 
 def dense_hessian(p, strength, *, diagonal_features=False, diagonal_classes=False, has_intercept=True):
@@ -130,7 +131,7 @@ class TestInverse:
         for p in range(N_PROBLEMS):
             one = slice(p, p + 1)
             alone = kronecker_metric(
-                gram.copy(), classes[one], weight[one], strength[one], np.ones(N_FEATURES), **options
+                NumpyBackend(), gram.copy(), classes[one], weight[one], strength[one], np.ones(N_FEATURES), **options
             )
             assert_close(as_matrices(alone, (N_FEATURES + 1, 1, N_CLASSES))[0], together[p], 1e-6)
 
@@ -151,7 +152,7 @@ class TestCholesky:
         shape = {"n_problems": 1, "n_classes": 2}
         gram, classes, weight = curvature(scale, **shape)
         options = {"has_intercept": True, "precision": 2.0**-52, "n_passes": 0.0}
-        metric = kronecker_metric(gram, classes, weight, np.array([strength]), scale, **options)
+        metric = kronecker_metric(NumpyBackend(), gram, classes, weight, np.array([strength]), scale, **options)
         gram, classes, weight = curvature(np.ones(N_FEATURES), **shape)
         penalty = np.diag([strength] * N_FEATURES + [0.0])
         H = np.kron(gram / gram[-1, -1], classes[0] / weight[0]) + np.kron(penalty, np.eye(2))
@@ -243,7 +244,7 @@ class TestExtremes:
         factor = np.array([size, 1.0, 1.0, 1.0])
         options = {"has_intercept": True, "precision": 2.0**-52, "n_passes": 0.0}
         plain, scaled = (
-            kronecker_metric(gram.copy(), classes, np.array([200.0]), np.zeros(1), scale, **options)
+            kronecker_metric(NumpyBackend(), gram.copy(), classes, np.array([200.0]), np.zeros(1), scale, **options)
             for scale in (np.ones(N_FEATURES), 1 / factor)
         )
         gradient = np.random.default_rng(0).normal(size=(N_FEATURES + 1, 1, N_CLASSES))
@@ -256,6 +257,7 @@ class TestExtremes:
         gram[1] = gram[:, 1] = 0
         for strength in (0.0, 0.5):
             metric = kronecker_metric(
+                NumpyBackend(),
                 *(gram.copy(), classes, weight, np.full(N_PROBLEMS, strength), scale),
                 has_intercept=True,
                 precision=2.0**-52,
@@ -265,6 +267,7 @@ class TestExtremes:
 
     def test_a_model_sure_of_everything_has_no_curvature(self):
         metric = kronecker_metric(
+            NumpyBackend(),
             *(np.zeros((3, 3)), np.zeros((1, 4, 4)), np.array([10.0]), np.array([0.1]), np.ones(2)),
             has_intercept=True,
             precision=2.0**-52,
@@ -283,12 +286,15 @@ class TestExtremes:
             gram, classes, weight = curvature(np.ones(N_FEATURES))
             (gram, classes)[spoilt].flat[3] = bad
             with pytest.raises(NonFiniteError, match="rescale the features"):
-                kronecker_metric(gram, classes, weight, np.ones(N_PROBLEMS), np.ones(N_FEATURES), **options)
+                kronecker_metric(
+                    NumpyBackend(), gram, classes, weight, np.ones(N_PROBLEMS), np.ones(N_FEATURES), **options
+                )
 
     @pytest.mark.parametrize("n_classes", [1, 2])
     def test_few_classes(self, n_classes):
         gram, classes, weight = curvature(np.ones(2), n_features=2, n_problems=1, n_classes=n_classes)
         metric = kronecker_metric(
+            NumpyBackend(),
             *(gram, classes, weight, np.array([0.1]), np.ones(2)),
             has_intercept=True,
             precision=2.0**-52,

@@ -13,7 +13,7 @@ import pytest
 from oracle import FLOAT32, FLOAT64, make_data, one_hot
 
 from gpusoftmax import SoftmaxRegression
-from gpusoftmax.backends import NumpyBackend, NumpyPass
+from gpusoftmax.backends.cpu import NumpyBackend, NumpyPass
 from gpusoftmax.exceptions import WorkspaceError
 from gpusoftmax.kernels import reference
 from gpusoftmax.plan import DeviceFacts

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_close, make_data
 
+from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.kernels import reference
 from gpusoftmax.solvers.base import Status
-from gpusoftmax.solvers.lbfgs import LBFGS, _Pairs
+from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.solvers.line_search import Bracket, is_acceptable, is_too_short, next_step
 
 SHAPE = (3, 4)  # params of one problem: (n_features + 1, n_classes)
@@ -38,6 +39,7 @@ class Separate:
     functions: list
     inverse_hessian: float = 1.0
     precision: float = 2.0**-52
+    arrays: NumpyBackend = field(default_factory=NumpyBackend)
     log: list = field(default_factory=list)
 
     def value_and_grad(self, params):
@@ -335,75 +337,6 @@ class TestProgress:
         kinds = [kind for kind, _ in log]
         assert kinds.count("metric") > 1
         assert solution.n_passes == [kinds.count("evaluate") + 0.25 * kinds.count("metric")]
-
-
-def two_loop(pairs, g, apply_metric):
-    """Return H g by the recursion of Nocedal (1980), oldest pair first in `pairs`."""
-    q, a = g.copy(), []
-    for s, y in reversed(pairs):
-        a.append((s @ q) / (s @ y))
-        q -= a[-1] * y
-    r = apply_metric(q)
-    for (s, y), coefficient in zip(pairs, reversed(a), strict=True):
-        r += s * (coefficient - (y @ r) / (s @ y))
-    return r
-
-
-class TestPairs:
-    @pytest.mark.parametrize("counts", [(0, 0), (1, 0), (0, 3), (5, 2), (5, 12), (6, 23)])
-    @pytest.mark.parametrize("change", [False, True])
-    def test_inverse_hessian_equals_the_two_loop_recursion(self, change, counts):
-        rng = np.random.default_rng(0)
-        n_pairs, n_params = 5, 9
-        pairs = _Pairs.empty(2, n_pairs, n_params, np.dtype(float))
-        kept = [[], []]
-        A = rng.normal(size=(n_params, n_params))
-        H = A @ A.T + np.eye(n_params)
-        g, diagonal = rng.normal(size=(2, n_params)), rng.uniform(0.5, 2, n_params)
-        for problem, count in enumerate(counts):
-            for _ in range(count):
-                s = rng.normal(size=n_params)
-                y = H @ s + 0.1 * rng.normal(size=n_params)
-                pairs.push(problem, s, y, y * diagonal)
-                kept[problem] = [*kept[problem], (s, y)][-n_pairs:]
-        if change:
-            diagonal = rng.uniform(0.5, 2, n_params)
-            pairs.change_metric(lambda rows: rows * diagonal)
-        actual = pairs.inverse_hessian(g, g * diagonal)
-        scale = pairs.metric_scale()
-        for problem in range(2):
-            initial = scale[problem] * diagonal
-            expected = two_loop(kept[problem], g[problem], lambda row, initial=initial: row * initial)
-            assert_close(actual[problem], expected, 1e-10)
-
-    def test_metric_scale_is_the_root_of_the_newest_curvature(self):
-        pairs = _Pairs.empty(2, 3, 4, np.dtype(float))
-        for factor in (1.0, 7.0, 2.0, 0.25, 9.0):
-            s = np.array([1.0, 2.0, 0.0, -1.0])
-            pairs.push(0, s, factor * s, 2 * factor * s)  # sᵀy / yᵀHy = 1 / (2 · factor) for H = 2
-        assert_close(pairs.metric_scale(), [(2 * 9.0) ** -0.5, 1.0], 1e-13)
-
-    def test_the_newest_pair_satisfies_its_secant_equation(self):
-        rng = np.random.default_rng(1)
-        pairs = _Pairs.empty(1, 4, 6, np.dtype(float))
-        for _ in range(7):
-            s = rng.normal(size=6)
-            y = s * np.arange(1.0, 7.0)
-            pairs.push(0, s, y, y)
-        assert_close(pairs.inverse_hessian(y[np.newaxis], y[np.newaxis])[0], s, 1e-10)
-
-    def test_forget(self):
-        rng = np.random.default_rng(1)
-        pairs = _Pairs.empty(2, 4, 6, np.dtype(float))
-        for problem in (0, 1):
-            s = rng.normal(size=6)
-            pairs.push(problem, s, 2 * s, 2 * s)
-        g = rng.normal(size=(2, 6))
-        before = pairs.inverse_hessian(g, g)
-        pairs.forget(np.array([True, False]))
-        after = pairs.inverse_hessian(g, g)
-        np.testing.assert_array_equal(after[0], g[0])
-        np.testing.assert_array_equal(after[1], before[1])
 
 
 class TestLineSearch:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import FLOAT32, FLOAT64, assert_close, make_data, one_hot, summed_losses
 
+from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.sources import ArraySource, compute_dtype, feature_range, sample_rows, weight_per_class
 
 N_ROWS, N_FEATURES = 23, 5
@@ -242,14 +243,14 @@ class TestFeatureRange:
     def test_smallest_and_largest_over_the_rows_given(self, block_rows):
         X = np.random.default_rng(3).normal(size=(N_ROWS, N_FEATURES))
         rows = np.arange(1, N_ROWS, 3)
-        low, high = feature_range(source_of(X), rows, block_rows)
+        low, high = feature_range(source_of(X), rows, NumpyBackend(), block_rows)
         np.testing.assert_array_equal(low, X[rows].min(axis=0))
         np.testing.assert_array_equal(high, X[rows].max(axis=0))
         assert low.dtype == high.dtype == np.float64
 
     def test_of_a_centred_source(self):
         X = made()
-        low, high = feature_range(source_of(X, center=np.full(5, 3.0)), np.arange(N_ROWS), 7)
+        low, high = feature_range(source_of(X, center=np.full(5, 3.0)), np.arange(N_ROWS), NumpyBackend(), 7)
         np.testing.assert_array_equal(low, X.min(axis=0) - 3)
         np.testing.assert_array_equal(high, X.max(axis=0) - 3)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracle import FLOAT32, FLOAT64, assert_close, make_data
 
-from gpusoftmax.backends import NumpyBackend
+from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.kernels import reference
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource

@@ -9,7 +9,7 @@ import numpy as np
 from bench.libraries.base import Pass, UnavailableError
 from bench.recording import RecordingBackend
 from gpusoftmax import SoftmaxRegression, estimator
-from gpusoftmax.backends import get_backend
+from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.plan import plan_pass
 from gpusoftmax.sources import ArraySource
 

@@ -10,8 +10,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from gpusoftmax.kernels.curvature import softmax
 from gpusoftmax.kernels.workspace import Chunk, Sums, Workspace
-from gpusoftmax.plan import MetricPlan
 from gpusoftmax.sources import Block
 
 
@@ -152,13 +152,6 @@ def accumulate_columns(X: np.ndarray, columns: slice, work: Workspace, sums: Sum
     sums.intercept[columns] += np.add.reduce(G)
 
 
-def softmax(z: np.ndarray) -> None:
-    """Overwrite logits (n_problems, n_classes, rows) by probabilities."""
-    np.subtract(z, z.max(axis=1, keepdims=True), out=z)
-    np.exp(z, out=z)
-    np.divide(z, z.sum(axis=1, keepdims=True), out=z)
-
-
 def predict(z: np.ndarray, output: str) -> np.ndarray:
     """Turn logits of one problem, (1, n_classes, rows), into row-major `output`; overwrites `z`.
 
@@ -167,55 +160,8 @@ def predict(z: np.ndarray, output: str) -> np.ndarray:
     if output == "classes":
         return z[0].argmax(axis=0)
     if output == "probabilities":
-        softmax(z)
+        softmax(np, z)
     elif output == "log_probabilities":
         np.subtract(z, z.max(axis=1, keepdims=True), out=z)
         np.subtract(z, np.log(np.exp(z).sum(axis=1, keepdims=True)), out=z)
     return z[0].T
-
-
-class CurvatureSums:
-    """Running sums for the metric; see `kernels.reference.curvature`. A diagonal factor keeps its diagonal only."""
-
-    def __init__(self, n_features: int, n_problems: int, n_classes: int, plan: MetricPlan):
-        self.gram = np.zeros((n_features + 1,) * (2 if plan.is_feature_full else 1), plan.dtype)
-        self.classes = np.zeros((n_problems, n_classes) + ((n_classes,) if plan.is_class_full else ()))
-        self.weight = np.zeros(n_problems)
-
-    def add(self, other: "CurvatureSums") -> None:
-        self.gram += other.gram
-        self.classes += other.classes
-        self.weight += other.weight
-
-
-def curvature(block: Block, params: np.ndarray, scale: np.ndarray, sums: CurvatureSums) -> None:
-    """Add a block's curvature, for features multiplied by `scale`, to the sums."""
-    n_features, n_problems, n_classes = params.shape[0] - 1, *params.shape[1:]
-    rows = len(block.X)
-    z = np.matmul(params[:-1].reshape(n_features, -1).T, block.X.T)
-    z += params[-1].reshape(-1, 1)
-    y = z.reshape(n_problems, n_classes, rows)
-    softmax(y)
-    given = np.ones((rows, 1)) if block.weights is None else block.weights
-    weights = np.broadcast_to(given.T[:, np.newaxis].astype(y.dtype), (n_problems, 1, rows))
-    weighted = y * weights
-    total = weighted.sum(axis=2, dtype=np.float64)
-    if sums.classes.ndim == 3:
-        diagonal = np.arange(n_classes)
-        sums.classes -= np.matmul(weighted, y.transpose(0, 2, 1))
-        sums.classes[:, diagonal, diagonal] += total
-    else:
-        sums.classes += total - np.einsum("pkn,pkn->pk", weighted, y)
-    trace = (weights[:, 0] - np.einsum("pkn,pkn->pn", weighted, y)).sum(axis=0)
-    sums.weight += weights.sum(axis=(1, 2), dtype=np.float64)
-    root = np.sqrt(np.maximum(trace, 0))
-    scaled = block.X * scale.astype(y.dtype)
-    np.multiply(scaled, root[:, np.newaxis], out=scaled)
-    if sums.gram.ndim == 2:
-        sums.gram[:-1, :-1] += np.matmul(scaled.T, scaled)
-        sums.gram[-1, :-1] += root @ scaled
-        sums.gram[:-1, -1] = sums.gram[-1, :-1]
-        sums.gram[-1, -1] += root @ root
-    else:
-        sums.gram[:-1] += np.einsum("nd,nd->d", scaled, scaled)
-        sums.gram[-1] += root @ root

@@ -7,6 +7,8 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from gpusoftmax.arrays import Arrays
+
 
 class Metric(Protocol):
     """An estimate of every problem's inverse Hessian: symmetric, positive semidefinite."""
@@ -24,6 +26,10 @@ class Metric(Protocol):
 
 class Objective(Protocol):
     """Convex functions of ``params`` (n_features + 1, n_problems, n_classes), one per problem, evaluated together."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """Where params, values and gradients live."""
 
     @property
     def precision(self) -> float:

@@ -4,16 +4,18 @@ Every evaluation serves all problems; each has its own direction, line search, h
 another: a problem whose trial step is accepted takes its next direction while others still shorten theirs.
 
 Inside, vectors are problem-major: params (n_features + 1, n_problems, n_classes) become rows (n_problems, n_params).
+They stay where the objective has them. What decides a step is on the host: one number a problem, or a few, read once
+after each evaluation.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import NamedTuple
 
 import numpy as np
 
 from gpusoftmax.solvers.base import Callback, Metric, Objective, Progress, Solution, Status
 from gpusoftmax.solvers.line_search import Bracket, is_acceptable, is_too_short, next_step
+from gpusoftmax.solvers.pairs import Candidate, Pairs, Products
 
 STEP_GROWTH = 8.0  # of the first trial over the last step taken, up to one: where units are too long, they stay so
 MAX_TRIALS = 30  # of one line search
@@ -57,84 +59,29 @@ class LBFGS:
 
 
 @dataclass
-class _Pairs:
-    """Steps S, gradient differences Y, the metric times those, HY, and products S Yᵀ; empty slots hold zeros.
+class _Vectors:
+    """Of each running problem, (n_problems, n_params), where the objective has them."""
 
-    The inverse Hessian is applied in compact form (Byrd, Nocedal & Schnabel 1994, Math. Program. 63, 129-156): two
-    batched products with S, one each with Y and HY, and no loop over pairs. `age` orders each problem's slots in time;
-    0 is empty.
-    """
-
-    S: np.ndarray
-    Y: np.ndarray
-    HY: np.ndarray
-    SY: np.ndarray
-    age: np.ndarray
-
-    @classmethod
-    def empty(cls, n_problems: int, n_pairs: int, n_params: int, dtype: np.dtype) -> Self:
-        """Return no pairs for each of `n_problems`."""
-        S, Y, HY = (np.zeros((n_problems, n_pairs, n_params), dtype) for _ in range(3))
-        return cls(S, Y, HY, np.zeros((n_problems, n_pairs, n_pairs)), np.zeros((n_problems, n_pairs), np.int64))
-
-    def push(self, problem: int, s: np.ndarray, y: np.ndarray, Hy: np.ndarray) -> None:
-        """Store a pair of one problem in the place of its oldest."""
-        age = self.age[problem]
-        slot = age.argmin()
-        age[slot] = age.max() + 1
-        self.S[problem, slot] = s
-        self.Y[problem, slot] = y
-        self.HY[problem, slot] = Hy
-        self.SY[problem, slot] = self.Y[problem] @ s
-        self.SY[problem, :, slot] = self.S[problem] @ y
-
-    def inverse_hessian(self, g: np.ndarray, Hg: np.ndarray) -> np.ndarray:
-        """Return what H, which starts from the metric and satisfies every pair's secant equation in turn, makes of g.
-
-        `Hg` is the metric times `g`: its product with what the pairs leave of `g` is a combination of it and HY.
-        """
-        R = np.where(self.age[:, :, np.newaxis] <= self.age[:, np.newaxis, :], self.SY, 0.0)
-        D = np.diagonal(self.SY, axis1=1, axis2=2)
-        R += (self.age == 0)[:, :, np.newaxis] * np.eye(R.shape[1])
-        inverse = np.linalg.inv(R)
-        a = _products(inverse, _products(self.S, g))
-        step = self.metric_scale()[:, np.newaxis].astype(g.dtype) * (Hg - _combine(self.HY, a))
-        step += _combine(self.S, _products(inverse.transpose(0, 2, 1), D * a - _products(self.Y, step)))
-        return step
-
-    def metric_scale(self) -> np.ndarray:
-        """Return what to multiply the metric by, given the curvature along each problem's newest step.
-
-        The classical scale sᵀy / yᵀHy trusts that one step alone, no scale trusts the metric alone; their geometric
-        mean needed fewest passes to a gap of 1e-4 on MNIST-10k, digits and letters. It keeps unit steps acceptable.
-        """
-        problems = np.arange(len(self.age))
-        newest = self.age.argmax(axis=1)
-        curvature = _dot(self.Y[problems, newest], self.HY[problems, newest])
-        ratio = np.divide(self.SY[problems, newest, newest], curvature, out=np.ones(len(newest)), where=curvature > 0)
-        return np.sqrt(ratio)
-
-    def change_metric(self, apply_metric: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Apply another metric to the gradient differences."""
-        for slot in np.flatnonzero(self.age.any(axis=0)).tolist():
-            self.HY[:, slot] = apply_metric(self.Y[:, slot])
-
-    def forget(self, problems: np.ndarray) -> None:
-        """Drop the pairs of some problems."""
-        for array in (self.S, self.Y, self.HY, self.SY, self.age):
-            array[problems] = 0
+    x: np.ndarray
+    gradient: np.ndarray
+    preconditioned: np.ndarray  # the metric times the gradient
+    direction: np.ndarray
 
 
 @dataclass
 class _State:
-    """The problems that still run; `problem` is each one's place among those that the solve started with."""
+    """The problems that still run, on the host; `problem` is each one's place among those that the solve started with.
+
+    Sg, YHg, squared_norm : inner products of the current gradient g with stored steps, and of the metric times g with
+    stored gradient differences and g
+    """
 
     problem: np.ndarray
-    x: np.ndarray
     value: np.ndarray
-    gradient: np.ndarray
-    preconditioned: np.ndarray  # the metric times the gradient
-    direction: np.ndarray
+    gradient_norm: np.ndarray
+    Sg: np.ndarray
+    YHg: np.ndarray
+    squared_norm: np.ndarray
     step: np.ndarray
     decrease: np.ndarray
     marked_value: np.ndarray
@@ -142,7 +89,17 @@ class _State:
     n_trials: np.ndarray
     n_stalled: np.ndarray
     bracket: Bracket
-    pairs: _Pairs
+
+
+class _Trial(NamedTuple):
+    """What the host reads of a trial point: one number a problem, and inner products."""
+
+    value: np.ndarray
+    gradient_norm: np.ndarray
+    slope: np.ndarray
+    squared_norm: np.ndarray
+    has_moved: np.ndarray
+    products: Products
 
 
 class _Run:
@@ -151,6 +108,7 @@ class _Run:
     def __init__(self, solver: LBFGS, objective: Objective, params):
         self.solver = solver
         self.objective = objective
+        self.arrays = objective.arrays
         self.noise = 10 * objective.precision
         self.n_evaluations = 0
         self.metric: Metric | None = None
@@ -166,108 +124,142 @@ class _Run:
             n_passes=np.zeros(n_problems),
             status=np.full(n_problems, Status.RUNNING),
         )
-        self.state = self.start(_to_rows(params))
-        finite = np.isfinite(self.state.value) & np.isfinite(self.state.gradient).all(axis=1)
+        self.start(_to_rows(params))
+        finite = np.isfinite(self.state.value) & np.isfinite(self.state.gradient_norm)
         self.end(np.where(finite, Status.RUNNING, Status.NON_FINITE))
         if self.state.problem.size:
             self.refresh_metric()
             self.aim(np.full(self.state.problem.shape, True))
             self.end(self.judge())
 
-    def start(self, x: np.ndarray) -> _State:
+    def start(self, x) -> None:
         """Evaluate the starting point."""
         n_problems, n_params = x.shape
-        zeros, counts = np.zeros(n_problems), np.zeros(n_problems, int)
+        self.pairs = Pairs.empty(self.arrays, n_problems, self.solver.n_pairs, n_params, x.dtype)
         problem = np.arange(n_problems)
         value, gradient = self.evaluate(problem, x)
-        return _State(
+        value, gradient_norm = self.read(value, abs(gradient).max(axis=1))
+        zeros, infinite = np.zeros(n_problems), np.full(n_problems, np.inf)
+        no_products = np.zeros((n_problems, self.pairs.n_slots))
+        self.vectors = _Vectors(x.copy(), gradient, self.arrays.xp.zeros_like(x), self.arrays.xp.zeros_like(x))
+        self.state = _State(
             problem=problem,
-            x=x.copy(),
             value=value,
-            gradient=gradient,
-            preconditioned=np.zeros_like(x),
-            direction=np.zeros_like(x),
+            gradient_norm=gradient_norm,
+            Sg=no_products,
+            YHg=no_products.copy(),
+            squared_norm=zeros.copy(),
             step=np.ones(n_problems),
-            decrease=np.full(n_problems, np.inf),
-            marked_value=np.full(n_problems, np.inf),
-            marked_decrease=np.full(n_problems, np.inf),
-            n_trials=counts,
-            n_stalled=counts.copy(),
+            decrease=infinite.copy(),
+            marked_value=infinite.copy(),
+            marked_decrease=infinite,
+            n_trials=np.zeros(n_problems, int),
+            n_stalled=np.zeros(n_problems, int),
             bracket=Bracket.open(value, zeros),
-            pairs=_Pairs.empty(n_problems, self.solver.n_pairs, n_params, x.dtype),
         )
 
-    def evaluate(self, problem: np.ndarray, x: np.ndarray):
+    def evaluate(self, problem: np.ndarray, x):
         """Return values and gradients of the running problems: one pass."""
         value, gradient = self.objective.value_and_grad(self.to_params(x))
         self.n_evaluations += 1
         self.solution.n_passes[problem] += 1
         return value, _to_rows(gradient)
 
-    def to_params(self, rows: np.ndarray):
+    def read(self, *numbers) -> list[np.ndarray]:
+        """Return numbers (n_problems,) or (n_problems, n) on the host, in float64: one copy, one wait."""
+        columns = [column.reshape(len(column), -1).astype(np.float64, copy=False) for column in numbers]
+        packed = self.arrays.to_host(self.arrays.xp.concatenate(columns, axis=1))
+        stops = np.cumsum([column.shape[1] for column in columns])[:-1]
+        return [
+            part.reshape(number.shape) for part, number in zip(np.split(packed, stops, axis=1), numbers, strict=True)
+        ]
+
+    def to_params(self, rows):
         """Return problem-major rows in the shape that the objective knows."""
         n_rows, _, n_classes = self.solution.params.shape
         return rows.reshape(-1, n_rows, n_classes).transpose(1, 0, 2)
 
     def refresh_metric(self) -> None:
         self.metric = None  # its memory serves to make the next
-        self.metric = self.objective.metric(self.to_params(self.state.x))
+        self.metric = self.objective.metric(self.to_params(self.vectors.x))
         self.solution.n_passes[self.state.problem] += self.metric.n_passes
-        self.state.preconditioned = self.apply_metric(self.state.gradient)
-        self.state.pairs.change_metric(self.apply_metric)
+        vectors, state = self.vectors, self.state
+        vectors.preconditioned = self.apply_metric(vectors.gradient)
+        self.pairs.change_metric(self.apply_metric)
+        state.YHg, state.squared_norm = self.read(
+            self.pairs.differences_times(vectors.preconditioned), _dot(vectors.gradient, vectors.preconditioned)
+        )
 
-    def apply_metric(self, rows: np.ndarray) -> np.ndarray:
+    def apply_metric(self, rows):
         assert self.metric is not None  # made before the first direction is
         return _to_rows(self.metric.apply(self.to_params(rows)))
 
     def advance(self) -> None:
         """Evaluate every problem's trial step; take those that are acceptable, propose others for the rest."""
-        state = self.state
-        trial = state.x + state.step[:, np.newaxis].astype(state.x.dtype) * state.direction
-        value, gradient = self.evaluate(state.problem, trial)
-        slope = _dot(gradient, state.direction)
+        state, vectors = self.state, self.vectors
+        x = vectors.x + self.per_problem(state.step) * vectors.direction
+        trial, candidate = self.try_out(x)
         state.n_trials += 1
-        acceptable = is_acceptable(state.bracket, state.step, value, slope, self.noise)
-        is_last = (state.n_trials >= MAX_TRIALS) | ~(trial != state.x).any(axis=1)
-        taken = acceptable & (is_last | ~is_too_short(state.bracket, slope))
+        acceptable = is_acceptable(state.bracket, state.step, trial.value, trial.slope, self.noise)
+        is_last = (state.n_trials >= MAX_TRIALS) | ~trial.has_moved
+        taken = acceptable & (is_last | ~is_too_short(state.bracket, trial.slope))
         failed = ~taken & is_last
         if not taken.all():
-            steps, bracket = next_step(state.bracket, state.step, slope, acceptable)
+            steps, bracket = next_step(state.bracket, state.step, trial.slope, acceptable)
             state.step = np.where(taken, state.step, steps)
             _assign(state.bracket, ~taken, bracket)
 
-        self.take(taken, trial, value, gradient)
-        is_hopeless = failed & ~state.pairs.age.any(axis=1)
+        self.take(taken, x, trial, candidate)
+        is_hopeless = failed & ~self.pairs.age.any(axis=1)
         if failed.any():
-            state.pairs.forget(failed)
+            self.pairs.forget(np.flatnonzero(failed))
             state.step[failed] = 1.0
         self.aim(taken | (failed & ~is_hopeless))
         self.count_stalls(taken)
-        limit = np.where(np.isfinite(value), Status.PRECISION_REACHED, Status.NON_FINITE)
+        limit = np.where(np.isfinite(trial.value), Status.PRECISION_REACHED, Status.NON_FINITE)
         self.end(np.where(is_hopeless, limit, self.judge()))
 
-    def take(self, taken: np.ndarray, x: np.ndarray, value: np.ndarray, gradient: np.ndarray) -> None:
+    def try_out(self, x) -> tuple[_Trial, Candidate]:
+        """Evaluate trial points and read all that the host needs to know of them, however it decides: one wait."""
+        vectors = self.vectors
+        value, g = self.evaluate(self.state.problem, x)
+        Hg = self.apply_metric(g)
+        new = Candidate(g, Hg, x - vectors.x, g - vectors.gradient, Hg - vectors.preconditioned)
+        self.pairs.hold(new)
+        slope, squared_norm, has_moved = _dot(g, vectors.direction), _dot(g, Hg), (new.s != 0).any(axis=1)
+        products = self.pairs.products(new)
+        value, norm, slope, squared_norm, has_moved, products = self.read(
+            value, abs(g).max(axis=1), slope, squared_norm, has_moved, products
+        )
+        return _Trial(value, norm, slope, squared_norm, has_moved != 0, self.pairs.read(products)), new
+
+    def take(self, taken: np.ndarray, x, trial: _Trial, new: Candidate) -> None:
         """Move problems to their trial points and remember how the gradient changed."""
         if not taken.any():
             return
-        state = self.state
-        old = state.x, state.gradient, state.preconditioned
-        if not taken.all():
-            is_new = taken[:, np.newaxis]
-            x, gradient = np.where(is_new, x, state.x), np.where(is_new, gradient, state.gradient)
-            value = np.where(taken, value, state.value)
-        state.x, state.value, state.gradient = x, value, gradient
-        state.preconditioned = self.apply_metric(state.gradient)
-        new = state.x, state.gradient, state.preconditioned
-        for p in np.flatnonzero(taken).tolist():
-            s, y, Hy = (after[p] - before[p] for after, before in zip(new, old, strict=True))
-            if s @ y > 1e-10 * np.sqrt((s @ s) * (y @ y)):
-                state.pairs.push(p, s, y, Hy)
+        state, vectors = self.state, self.vectors
+        self.pairs.accept(taken, trial.products)
+        vectors.x = self.choose(taken, x, vectors.x)
+        vectors.gradient = self.choose(taken, new.g, vectors.gradient)
+        vectors.preconditioned = self.choose(taken, new.Hg, vectors.preconditioned)
+        state.value = np.where(taken, trial.value, state.value)
+        state.gradient_norm = np.where(taken, trial.gradient_norm, state.gradient_norm)
+        state.squared_norm = np.where(taken, trial.squared_norm, state.squared_norm)
+        state.Sg = np.where(taken[:, np.newaxis], trial.products.Sg, state.Sg)
+        state.YHg = np.where(taken[:, np.newaxis], trial.products.YHg, state.YHg)
         self.solution.n_iter[state.problem[taken]] += 1
         if self.n_evaluations >= self.refresh_at:
             self.refresh_metric()
             self.refresh_interval *= self.solver.refresh_growth
             self.refresh_at = self.n_evaluations + int(self.refresh_interval)
+
+    def choose(self, chosen: np.ndarray, new, old):
+        """Return the new vectors of the problems chosen and the old ones of the others."""
+        return new if chosen.all() else self.arrays.xp.where(self.arrays.to_device(chosen)[:, np.newaxis], new, old)
+
+    def per_problem(self, numbers: np.ndarray):
+        """Return one number a problem in the shape that multiplies vectors."""
+        return self.arrays.to_device(numbers[:, np.newaxis], self.vectors.x.dtype)
 
     def count_stalls(self, taken: np.ndarray) -> None:
         """Count the steps since the objective or its estimated remaining decrease last fell by more than rounding."""
@@ -282,15 +274,17 @@ class _Run:
         """Give some problems a direction, a fresh bracket and a first step: a unit one, or what the last suggests."""
         if not chosen.any():
             return
-        state = self.state
-        direction = -state.pairs.inverse_hessian(state.gradient, state.preconditioned)
-        slope = _dot(direction, state.gradient)
+        state, vectors = self.state, self.vectors
+        a, b, c = self.pairs.coefficients(state.Sg, state.YHg)
+        slope = -c * (state.squared_norm - (a * state.YHg).sum(axis=1)) - (b * state.Sg).sum(axis=1)
         is_uphill = chosen & ~(slope < 0)
         if is_uphill.any():
-            state.pairs.forget(is_uphill)
-            direction[is_uphill] = -state.preconditioned[is_uphill]
-            slope = _dot(direction, state.gradient)
-        state.direction = np.where(chosen[:, np.newaxis], direction, state.direction)
+            self.pairs.forget(np.flatnonzero(is_uphill))
+            a[is_uphill], b[is_uphill], c[is_uphill] = 0, 0, 1
+            slope = np.where(is_uphill, -state.squared_norm, slope)
+        direction = -self.per_problem(c) * vectors.preconditioned
+        direction -= self.pairs.combine(c[:, np.newaxis] * a, b)
+        vectors.direction = self.choose(chosen, direction, vectors.direction)
         state.step = np.where(chosen, np.minimum(1.0, STEP_GROWTH * state.step), state.step)
         state.decrease = np.where(chosen, -0.5 * slope, state.decrease)
         state.n_trials[chosen] = 0
@@ -300,7 +294,7 @@ class _Run:
         """Return each running problem's status."""
         state, tol = self.state, self.solver.tol
         small = DECREASE_PER_TOL * tol * np.maximum(np.abs(state.value), tol)
-        is_small = (np.abs(state.gradient).max(axis=1) <= tol) & (state.decrease <= small)
+        is_small = (state.gradient_norm <= tol) & (state.decrease <= small)
         is_at_limit = self.solution.n_iter[state.problem] >= self.solver.max_iter
         status = np.where(is_at_limit, Status.ITERATION_LIMIT, Status.RUNNING)
         status = np.where(state.n_stalled >= MAX_STALLED, Status.PRECISION_REACHED, status)
@@ -315,6 +309,8 @@ class _Run:
         kept = np.flatnonzero(is_running)
         self.state = _select(self.state, kept)
         if kept.size:
+            self.vectors = _select(self.vectors, self.arrays.to_device(kept))
+            self.pairs = self.pairs.select(kept)
             self.objective = self.objective.select(kept)
             if self.metric is not None:
                 self.metric = self.metric.select(kept)
@@ -322,9 +318,9 @@ class _Run:
     def record(self, status: np.ndarray) -> None:
         """Copy the running problems' state into the solution."""
         state, solution = self.state, self.solution
-        solution.params[:, state.problem] = self.to_params(state.x)
+        solution.params[:, self.arrays.to_device(state.problem)] = self.to_params(self.vectors.x)
         solution.value[state.problem] = state.value
-        solution.gradient_norm[state.problem] = np.abs(state.gradient).max(axis=1)
+        solution.gradient_norm[state.problem] = state.gradient_norm
         solution.remaining_decrease[state.problem] = state.decrease
         solution.status[state.problem] = status
 
@@ -340,10 +336,10 @@ class _Run:
         )
 
 
-def _select(record, kept: np.ndarray):
+def _select(record, kept):
     """Return a record of arrays, or of such records, with the entries in `kept` only."""
-    values = {field.name: getattr(record, field.name) for field in fields(record)}
-    return type(record)(**{k: v[kept] if isinstance(v, np.ndarray) else _select(v, kept) for k, v in values.items()})
+    values = [getattr(record, field.name) for field in fields(record)]
+    return type(record)(*(_select(value, kept) if isinstance(value, Bracket) else value[kept] for value in values))
 
 
 def _assign(record, chosen: np.ndarray, source) -> None:
@@ -352,21 +348,11 @@ def _assign(record, chosen: np.ndarray, source) -> None:
         getattr(record, field.name)[chosen] = getattr(source, field.name)[chosen]
 
 
-def _to_rows(params) -> np.ndarray:
+def _to_rows(params):
     """Return params problem-major, (n_problems, n_params)."""
     return params.transpose(1, 0, 2).reshape(params.shape[1], -1)
 
 
-def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return each problem's inner product, float64."""
-    return np.matmul(a[:, np.newaxis, :], b[:, :, np.newaxis])[:, 0, 0].astype(np.float64)
-
-
-def _products(vectors: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """Return each problem's inner products of its stored vectors with `g`, (n_problems, n_pairs)."""
-    return np.matmul(vectors, g[:, :, np.newaxis])[:, :, 0].astype(np.float64)
-
-
-def _combine(vectors: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """Return each problem's linear combination of its stored vectors."""
-    return np.matmul(coefficients.astype(vectors.dtype)[:, np.newaxis, :], vectors)[:, 0]
+def _dot(a, b):
+    """Return each problem's inner product."""
+    return (a[:, np.newaxis, :] @ b[:, :, np.newaxis])[:, 0, 0]

@@ -1,8 +1,4 @@
-"""Backends: where arrays live and how a pass runs there. Chosen once, in `training`, and passed down.
-
-`Backend` is deliberately small: move an array in, move it out, state the device's facts, run a pass. A backend owns
-threads or streams; what happens to one block is a kernel's affair.
-"""
+"""The CPU, through NumPy: threads over rows, each with BLAS on that thread alone."""
 
 import functools
 import os
@@ -10,62 +6,25 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
+import scipy.linalg
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from gpusoftmax.exceptions import NonFiniteError
 from gpusoftmax.kernels import cpu
+from gpusoftmax.kernels.curvature import CurvatureSums, curvature
 from gpusoftmax.kernels.workspace import Sums, Workspace
 from gpusoftmax.plan import DeviceFacts, MetricPlan, Plan
 from gpusoftmax.sources import ArraySource, Block
-
-
-class FusedPass(Protocol):
-    """A plan bound to a source: every evaluation is one pass over the rows, in buffers allocated once."""
-
-    n_rows: int
-    dtype: np.dtype
-
-    def loss_and_gradient(self, params, label_smoothing: float):
-        """Return summed losses (n_problems,) in float64 and the gradient's sums, like `params`."""
-
-    def curvature(self, params, scale, plan: MetricPlan, rows):
-        """Return the metric's sums over `rows`; see `kernels.reference.curvature`."""
-
-    def select(self, active: np.ndarray) -> Self:
-        """Return the pass of the problems in `active`."""
-
-
-class Backend(Protocol):
-    """A device: its facts, the way in and out, and its fused pass."""
-
-    name: str
-
-    def facts(self) -> DeviceFacts:
-        """Return what a plan needs to know."""
-
-    def session(self) -> AbstractContextManager:
-        """Return what a fit holds of the device from its first pass to its last."""
-
-    def to_device(self, array, dtype=None):
-        """Return `array` on the device."""
-
-    def to_host(self, array) -> np.ndarray:
-        """Return `array` as a NumPy array."""
-
-    def fused_pass(self, source: ArraySource, plan: Plan) -> FusedPass:
-        """Bind a plan to a source."""
-
-    def predict(self, source: ArraySource, plan: Plan, params, output: str, out) -> None:
-        """Write the `output` of one problem into `out`, block by block; see `kernels.cpu.predict`."""
 
 
 class NumpyBackend:
     """The CPU, through NumPy."""
 
     name = "cpu"
+    xp = np
 
     def facts(self) -> DeviceFacts:
         """As many threads as the BLAS at hand would use, so that its environment variables and limits are ours."""
@@ -83,6 +42,19 @@ class NumpyBackend:
 
     def to_host(self, array) -> np.ndarray:
         return np.asarray(array)
+
+    # A and B are symmetric: their transposes are in LAPACK's order.
+
+    def inverse_cholesky(self, A: np.ndarray) -> np.ndarray:
+        L = scipy.linalg.cholesky(A.T, lower=True, overwrite_a=True, check_finite=False)
+        (invert,) = scipy.linalg.get_lapack_funcs(("trtri",), (L,))
+        return invert(L, lower=1, overwrite_c=1)[0].T
+
+    def eigenvectors(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return scipy.linalg.eigh(A.T, B.T, driver="gvd", overwrite_b=True, check_finite=False)
+
+    def place(self, source: ArraySource) -> ArraySource:
+        return source
 
     def fused_pass(self, source: ArraySource, plan: Plan) -> "NumpyPass":
         return NumpyPass(source, plan)
@@ -169,12 +141,12 @@ class NumpyPass:
         """Return the metric's sums over `rows`, block by block, each thread with a share of the blocks."""
         compute = np.ascontiguousarray(params, self.plan.dtype)
         _, n_problems, n_classes = params.shape
-        lanes = [cpu.CurvatureSums(len(scale), n_problems, n_classes, plan) for _ in range(plan.n_lanes)]
+        lanes = [CurvatureSums(np, len(scale), n_problems, n_classes, plan) for _ in range(plan.n_lanes)]
         starts = range(0, len(rows), plan.block_rows)
 
         def run(lane: int, _: Workspace) -> Iterator[None]:
             for start in starts[lane :: plan.n_lanes]:
-                cpu.curvature(self.source.block(rows[start : start + plan.block_rows]), compute, scale, lanes[lane])
+                curvature(self.source.block(rows[start : start + plan.block_rows]), compute, scale, lanes[lane])
                 yield
 
         self._crew.map(run, range(plan.n_lanes))
@@ -289,20 +261,3 @@ def _control_openblas() -> None:
 
 
 _one_blas_thread = _BlasThreads()
-
-
-def get_backend(device: str) -> Backend:
-    """Return the backend of a device.
-
-    Parameters
-    ----------
-    device : {"auto", "cpu"}
-
-    Raises
-    ------
-    ValueError
-        The device is unknown.
-    """
-    if device in ("auto", "cpu"):
-        return NumpyBackend()
-    raise ValueError(f"device={device!r} is unknown: give 'auto' or 'cpu'.")

@@ -1,0 +1,305 @@
+"""A CUDA GPU, through CuPy: X, targets, weights, params and all that a fit keeps live there.
+
+The host waits for the device where `to_host` is called, and nowhere else.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gpusoftmax.exceptions import DeviceError, NonFiniteError
+from gpusoftmax.kernels import launches
+from gpusoftmax.kernels.cuda import Kernels, gemm
+from gpusoftmax.kernels.curvature import CurvatureSums, curvature
+from gpusoftmax.plan import MetricPlan
+from gpusoftmax.plan_cuda import CudaFacts, CudaPlan
+from gpusoftmax.sources import ArraySource, Block
+
+PRECISIONS = {"float32": "float32_pedantic", "float64": "float64"}  # of products, whatever mode cuBLAS is in
+INSTALL = "pip install 'gpusoftmax[cuda13]' (or [cuda12], by the driver's CUDA version)"
+PREDICTIONS = {"probabilities": "PROBABILITIES", "log_probabilities": "LOG_PROBABILITIES"}
+
+
+def load_cupy() -> Any:
+    """Return CuPy where it has a GPU, or say in one sentence what is missing."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(f"device='cuda' needs CuPy, which is not installed ({error}): {INSTALL}.") from error
+    try:
+        n_devices = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(f"device='cuda' found no usable driver: {error}. Install or update NVIDIA's driver.") from error
+    if n_devices == 0:
+        raise DeviceError("device='cuda' found no CUDA GPU on this machine: give device='cpu'.")
+    capability = int(cupy.cuda.Device().compute_capability)
+    if capability < 75:
+        raise DeviceError(
+            f"device='cuda' needs compute capability 7.5 or newer (Turing, 2018); this GPU has {capability / 10}."
+        )
+    return cupy
+
+
+class CupyBackend:
+    """The current CUDA device, through CuPy, on the caller's current stream."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        self.cupy = load_cupy()
+        self.xp = self.cupy
+        self.kernels = Kernels(self.cupy)
+
+    def facts(self) -> CudaFacts:
+        device = self.cupy.cuda.Device()
+        attributes = device.attributes
+        free, _ = self.cupy.cuda.runtime.memGetInfo()
+        pool = self.cupy.get_default_memory_pool()
+        limit = pool.get_limit()
+        kept = pool.total_bytes() - pool.used_bytes()
+        return CudaFacts(
+            compute_capability=int(device.compute_capability),
+            n_multiprocessors=attributes["MultiProcessorCount"],
+            clock_hz=1e3 * attributes["ClockRate"],
+            bytes_per_second=2e3 * attributes["MemoryClockRate"] * attributes["GlobalMemoryBusWidth"] / 8,
+            free_bytes=min(free + kept, limit - pool.used_bytes()) if limit else free + kept,
+            shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
+        )
+
+    def session(self) -> AbstractContextManager:
+        """Return the device, so that every array of a fit is made there."""
+        return self.cupy.cuda.Device()
+
+    def to_device(self, array, dtype=None):
+        return self.cupy.asarray(array, dtype)
+
+    def to_host(self, array) -> np.ndarray:
+        return self.cupy.asnumpy(array)
+
+    def inverse_cholesky(self, A):
+        from cupyx.scipy.linalg import solve_triangular
+
+        L = self._cholesky(A)
+        identity = self.cupy.eye(len(A), dtype=A.dtype)
+        return self.cupy.ascontiguousarray(solve_triangular(L, identity, lower=True).T)
+
+    def eigenvectors(self, A, B):
+        from cupyx.scipy.linalg import solve_triangular
+
+        L = self._cholesky(B)
+        half = solve_triangular(L, A, lower=True)
+        reduced = solve_triangular(L, half.T, lower=True)
+        w, V = self.cupy.linalg.eigh((reduced + reduced.T) / 2)
+        return self.to_host(w), self.cupy.ascontiguousarray(solve_triangular(L, V, lower=True, trans=1))
+
+    def _cholesky(self, A):
+        L = self.cupy.linalg.cholesky(A)
+        if not self.to_host(self.cupy.isfinite(L.diagonal()).all()):
+            raise np.linalg.LinAlgError("the matrix is not positive definite in its precision")
+        return L
+
+    def place(self, source: ArraySource) -> ArraySource:
+        center = None if source.center is None else self.to_device(source.center)
+        return replace(source, X=self.to_device(source.X), center=center, xp=self.cupy)
+
+    def fused_pass(self, source: ArraySource, plan: CudaPlan) -> "CupyPass":
+        if plan.is_one_kernel and source.is_direct and source.X.strides[1] != source.X.itemsize:
+            plan = plan.by_products()
+        while True:
+            try:
+                return CupyPass(self, source, plan)
+            except self.cupy.cuda.memory.OutOfMemoryError:
+                plan = plan.halved()
+
+    def predict(self, source: ArraySource, plan: CudaPlan, params, output: str, out: np.ndarray) -> None:
+        forward = _Forward(self, source, plan.by_products())
+        forward.set_params(self.to_device(params))
+        for rows in forward.plan.blocks():
+            out[rows] = self.to_host(self._prediction(forward, rows, output))
+
+    def _prediction(self, forward: "_Forward", rows: slice, output: str):
+        """Return what `kernels.cpu.predict` returns of some rows."""
+        n_classes = forward.plan.n_classes
+        z = forward.logits(rows)
+        shown = z[:, :n_classes]
+        shown += forward.bias[0, :n_classes]
+        if not self.to_host(self.cupy.isfinite(shown).all()):
+            raise NonFiniteError(
+                f"Logits left the range of {z.dtype.name}: rescale the features as they were in fit, or give X as float64."
+            )
+        if output == "classes":
+            return shown.argmax(axis=1)
+        if output in PREDICTIONS:
+            self.kernels.residual(z, z, n_classes, 1, mode=PREDICTIONS[output])
+        return shown
+
+
+class _Forward:
+    """The half of a pass that predictions need: from rows to logits, in buffers allocated once."""
+
+    def __init__(self, backend: CupyBackend, source: ArraySource, plan: CudaPlan):
+        self.backend = backend
+        self.source = source
+        self.plan = plan
+        xp, rows = backend.cupy, plan.block_rows
+        self.params = xp.empty((plan.n_features + 1, plan.n_columns), plan.dtype)
+        self.z = None if plan.is_one_kernel else xp.empty((rows, plan.n_columns), plan.dtype)
+        self.rows = None if source.is_direct else xp.empty(rows * plan.n_features, plan.dtype)
+        self.handle = xp.cuda.device.get_cublas_handle()
+
+    @property
+    def bias(self):
+        return self.params[-1].reshape(self.plan.n_problems, -1)
+
+    def set_params(self, params) -> None:
+        """Take params (n_features + 1, n_problems, n_classes), in the layout and dtype of the products."""
+        plan = self.plan
+        self.backend.kernels.pad_classes(
+            params.reshape(len(params), -1), plan.n_classes, plan.n_problems, plan.class_stride, self.params
+        )
+
+    def features(self, rows: slice):
+        """Return some rows of X: a view, or in the workspace."""
+        return self.source.features(rows, self.rows)
+
+    def logits(self, rows: slice):
+        """Return X W of some rows, without bias, in the workspace."""
+        X = self.features(rows)
+        z = self.z[: len(X)]
+        self.gemm(X, self.params[:-1], z)
+        return z
+
+    def gemm(self, X, other, out, *, is_transposed: bool = False, beta: float = 0.0) -> None:
+        """Set `out` to ``X @ other + beta · out``, or to that of X transposed, in IEEE arithmetic."""
+        is_by_columns = X.strides[-1] != X.itemsize
+        gemm(
+            self.handle,
+            X.swapaxes(-1, -2) if is_by_columns else X,
+            other,
+            out,
+            beta=beta,
+            transpose_a=is_transposed != is_by_columns,
+            precision=PRECISIONS[self.plan.dtype.name],
+        )
+
+
+class CupyPass:
+    """A plan bound to a source, whose targets and weights it keeps on the device. The stages are in `kernels/*.cu`."""
+
+    def __init__(self, backend: CupyBackend, source: ArraySource, plan: CudaPlan):
+        self.backend = backend
+        self.source = source
+        self.plan = plan
+        self.n_rows = plan.n_rows
+        self.dtype = plan.dtype
+        self._forward = _Forward(backend, source, plan)
+        self._rows = _Rows(backend, source, plan)
+        xp, shape = backend.cupy, (plan.n_features + 1, plan.n_columns)
+        self._gradient = xp.empty(shape, plan.gradient_dtype)
+        n_tiles = launches.n_tiles(plan.n_rows)
+        self._tile_loss = xp.empty((plan.n_problems, n_tiles))
+        self._row_loss = xp.empty((plan.n_problems, plan.block_rows)) if plan.needs_row_losses else None
+        self._total = xp.empty(plan.n_problems)
+        part = shape if plan.is_one_kernel else (plan.n_features, plan.n_columns)
+        self._parts = xp.empty((plan.n_parts, *part), plan.dtype) if plan.n_parts else None
+        n_sums = 0 if plan.is_one_kernel else launches.column_sum_parts(plan.block_rows)
+        self._column_sums = xp.empty((n_sums, plan.n_columns))
+
+    def loss_and_gradient(self, params, label_smoothing: float):
+        """Return summed losses (n_problems,) in float64 and the gradient's sums, of the shape and dtype of `params`.
+
+        Both are on the device; nothing waits for them.
+        """
+        plan, kernels = self.plan, self.backend.kernels
+        self._forward.set_params(params)
+        stage = self._by_one_kernel if plan.is_one_kernel else self._by_products
+        for rows in plan.blocks():
+            tiles = slice(rows.start // launches.TILE_ROWS, launches.n_tiles(rows.stop))
+            about = self._rows.about(rows) | {"label_smoothing": label_smoothing, "tile_loss": self._tile_loss[:, tiles]}
+            stage(rows, about, is_first=rows.start == 0)
+        kernels.sum_losses(self._tile_loss, self._total)
+        gradient = self.backend.cupy.empty(params.shape, params.dtype)
+        wide = gradient.reshape(len(gradient), -1)
+        kernels.unpad_classes(self._gradient, plan.n_classes, plan.n_problems, plan.class_stride, wide)
+        return self._total.copy(), gradient
+
+    def _by_one_kernel(self, rows: slice, about: dict, *, is_first: bool) -> None:
+        plan, kernels = self.plan, self.backend.kernels
+        X, params = self._forward.features(rows), self._forward.params.reshape(-1, plan.n_problems, plan.n_classes)
+        parts = self._parts[: launches.fused_small(len(X), *plan.kernel_sizes).grid]
+        kernels.fused_small(X, params, parts.reshape(-1, *params.shape), shared_limit=plan.facts.shared_bytes, **about)
+        kernels.sum_parts(parts, self._gradient, accumulate=not is_first)
+
+    def _by_products(self, rows: slice, about: dict, *, is_first: bool) -> None:
+        plan, kernels, forward = self.plan, self.backend.kernels, self._forward
+        z = forward.logits(rows)
+        row_loss = None if self._row_loss is None else self._row_loss[:, : len(z)]
+        kernels.residual(z, z, plan.n_classes, plan.n_problems, bias=forward.bias, row_loss=row_loss, **about)
+        X, gradient = forward.features(rows), self._gradient[:-1]
+        if self._parts is None:
+            forward.gemm(X, z, gradient, is_transposed=True, beta=0.0 if is_first else 1.0)
+        else:
+            kernels.sum_parts(self._products(X, z), gradient, accumulate=not is_first)
+        sums = self._column_sums[: launches.column_sum_parts(len(z))]
+        kernels.column_sums(z, sums, self._gradient[-1], accumulate=not is_first)
+
+    def _products(self, X, z):
+        """Return XᵀG of equal parts of the rows; what is left over joins the last one."""
+        n = min(self.plan.n_splits, len(X))
+        each = len(X) // n
+        parts, whole = self._parts[:n], n * each
+        split = X[:whole].reshape(n, each, -1), z[:whole].reshape(n, each, -1)
+        self._forward.gemm(*split, parts, is_transposed=True)
+        if whole < len(X):
+            self._forward.gemm(X[whole:], z[whole:], parts[-1], is_transposed=True, beta=1.0)
+        return parts
+
+    def curvature(self, params, scale: np.ndarray, plan: MetricPlan, rows: np.ndarray) -> CurvatureSums:
+        """Return the metric's sums over `rows`, block by block."""
+        backend = self.backend
+        compute, scale = params.astype(self.dtype, copy=False), backend.to_device(scale)
+        sums = CurvatureSums(backend.cupy, len(scale), *params.shape[1:], plan)
+        for start in range(0, len(rows), plan.block_rows):
+            chosen = backend.to_device(rows[start : start + plan.block_rows])
+            weights = self._rows.weights
+            block = Block(self.source.features(chosen), None, None if weights is None else weights[chosen])
+            curvature(block, compute, scale, sums)
+        return sums
+
+    def select(self, active: np.ndarray) -> "CupyPass":
+        """Return the pass of the problems in `active`, planned anew."""
+        return self.backend.fused_pass(self.source.select(active), self.plan.with_problems(len(active)))
+
+
+class _Rows:
+    """Targets and weights on the device, class weights multiplied in; see `ArraySource.targets_and_weights`."""
+
+    def __init__(self, backend: CupyBackend, source: ArraySource, plan: CudaPlan):
+        xp, dtype = backend.cupy, plan.dtype
+        self.xp = xp
+        self.targets = backend.to_device(source.targets, dtype if plan.is_soft else np.int32)
+        self.weights = None if source.weights is None else backend.to_device(source.weights, dtype)
+        self.class_weight = self.factor = self.buffer = None
+        if source.class_weight is None:
+            return
+        class_weight = backend.to_device(source.class_weight, dtype)
+        factor = self.targets @ class_weight if plan.is_soft else class_weight[self.targets]
+        self.weights = factor[:, np.newaxis] if self.weights is None else self.weights * factor[:, np.newaxis]
+        if plan.is_soft:
+            self.class_weight, self.factor = class_weight, xp.where(factor > 0, factor, 1).astype(dtype)[:, np.newaxis]
+            self.buffer = xp.empty((plan.block_rows, plan.n_classes), dtype)
+
+    def about(self, rows: slice) -> dict:
+        """Return the rows' labels or soft targets, and weights, as kernels take them."""
+        weights = None if self.weights is None else self.weights[rows]
+        targets = self.targets[rows]
+        if targets.ndim == 1:
+            return {"labels": targets, "weights": weights}
+        if self.class_weight is not None:
+            buffer = self.buffer[: len(targets)]
+            self.xp.multiply(targets, self.class_weight, out=buffer)
+            self.xp.divide(buffer, self.factor[rows], out=buffer)
+            targets = buffer
+        return {"targets": targets, "weights": weights}
