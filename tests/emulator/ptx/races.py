@@ -1,0 +1,123 @@
+"""Who touched which granule of memory last, and whether an access is ordered behind it.
+
+An access is one 63-bit number: block, barrier count of the block, `__syncwarp` count of the warp, and
+thread.  Two accesses are ordered when they are of one thread, or of one block with a barrier between, or
+of one warp with a `__syncwarp` between.  Nothing else orders them: the check looks at what is unordered,
+not at what happened to go wrong in this schedule.
+"""
+
+import numpy as np
+
+THREAD_BITS = 12  # ten for the thread, two for "several threads"
+WARP_SYNC = 1 << 12
+EPOCH = 1 << 28
+BLOCK = 1 << 44
+MAX_WARP_SYNCS, MAX_EPOCHS, MAX_BLOCKS = 1 << 16, 1 << 16, 1 << 18
+SEVERAL_LANES, SEVERAL_WARPS = 1 << 10, 1 << 11
+WARP_FIELD = 31 << 5 | SEVERAL_WARPS
+MANY_BLOCKS = 1 << 62
+NOBODY = -1
+
+
+class Shadow:
+    """Last writer and last readers of each granule.
+
+    Reads are logged until the first write, because most memory is only read.
+
+    Parameters
+    ----------
+    count : int
+        Number of granules.
+    warp_order : bool
+        Whether the kernel contains `__syncwarp`.
+    """
+
+    LOG_LIMIT = 1 << 21  # granules in the log before it is folded in
+
+    def __init__(self, count, warp_order):
+        self.count, self.warp_order = count, warp_order
+        self.writer = self.reader = self.atomic = self.read_only = None
+        self.log, self.logged = [], 0
+
+    def grow(self, count):
+        """Cover more granules."""
+        for name, fill in (("writer", NOBODY), ("reader", NOBODY), ("atomic", False), ("read_only", False)):
+            old = getattr(self, name)
+            if old is not None:
+                setattr(self, name, np.concatenate([old, np.full(count - self.count, fill, old.dtype)]))
+        self.count = count
+
+    def read(self, index, mine):
+        """Record a read; return the accesses that race with it, as a mask or None."""
+        if self.writer is None:
+            self.log.append((index, mine))
+            self.logged += index.size
+            if self.logged > self.LOG_LIMIT:
+                self._fold()
+            return None
+        racing = self._unordered(self.writer[index], mine)
+        self._record(index, mine)
+        return racing
+
+    def write(self, index, mine, atomic):
+        """Record a write; return (mask of races, whether they are inside this instruction) or (None, _)."""
+        self._fold()
+        if self.writer is None:
+            self.writer = np.full(self.count, NOBODY, np.int64)
+            self.atomic = np.zeros(self.count, bool)
+        racing = self._unordered(self.writer[index], mine)
+        if atomic:
+            racing &= ~self.atomic[index]
+        if self.reader is not None:
+            racing |= self._unordered(self.reader[index], mine)
+        if racing.any():
+            return racing, False
+        self.writer[index] = mine
+        self.atomic[index] = atomic
+        racing = self.writer[index] != mine
+        return (racing, True) if not atomic and racing.any() else (None, True)
+
+    def read_through_cache(self, index):
+        """Record a read through the read-only path; say whether this kernel has written there."""
+        if self.read_only is None:
+            self.read_only = np.zeros(self.count, bool)
+        self.read_only[index] = True
+        return self.writer is not None and (self.writer[index] >= 0).any()
+
+    def cached(self, index):
+        """Say whether anything there was read through the read-only path."""
+        return self.read_only is not None and self.read_only[index].any()
+
+    def _fold(self):
+        log, self.log, self.logged = self.log, [], 0
+        for index, mine in log:
+            self._record(index, mine)
+
+    def _unordered(self, recorded, mine):
+        x = recorded ^ mine  # negative where nobody was
+        racing = (x - 1).view(np.uint64) < (1 << THREAD_BITS) - 1
+        racing |= x >= BLOCK
+        if self.warp_order:
+            racing |= (x > 0) & (x < EPOCH) & ((x & WARP_FIELD) != 0)
+        return racing
+
+    def _record(self, index, mine):
+        if self.reader is None:
+            self.reader = np.full(self.count, NOBODY, np.int64)
+        mine = np.broadcast_to(mine, index.shape)
+        self.reader[index] = self._merged(self.reader[index], mine)
+        lost = (self.reader[index] ^ mine) & ~(SEVERAL_LANES | SEVERAL_WARPS) != 0
+        if lost.any():  # several threads read one granule in this instruction
+            self.reader[index[lost]] = self._merged(self.reader[index[lost]], mine[lost])
+
+    def _merged(self, recorded, mine):
+        x = recorded ^ mine
+        same = (x - 1).view(np.uint64) < (1 << THREAD_BITS) - 1
+        if self.warp_order:
+            same |= (x > 0) & (x < EPOCH) & ((x & WARP_FIELD) != 0)
+        flags = np.int64(SEVERAL_LANES | SEVERAL_WARPS)
+        if self.warp_order:
+            flags = np.where(x & WARP_FIELD, flags, SEVERAL_LANES)
+        result = np.where(same, mine | flags, mine)
+        result[x >= BLOCK] = MANY_BLOCKS
+        return result
