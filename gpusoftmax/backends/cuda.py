@@ -31,7 +31,9 @@ def load_cupy() -> Any:
     try:
         n_devices = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(f"device='cuda' found no usable driver: {error}. Install or update NVIDIA's driver.") from error
+        raise DeviceError(
+            f"device='cuda' found no usable driver: {error}. Install or update NVIDIA's driver."
+        ) from error
     if n_devices == 0:
         raise DeviceError("device='cuda' found no CUDA GPU on this machine: give device='cpu'.")
     capability = int(cupy.cuda.Device().compute_capability)
@@ -217,7 +219,10 @@ class CupyPass:
         stage = self._by_one_kernel if plan.is_one_kernel else self._by_products
         for rows in plan.blocks():
             tiles = slice(rows.start // launches.TILE_ROWS, launches.n_tiles(rows.stop))
-            about = self._rows.about(rows) | {"label_smoothing": label_smoothing, "tile_loss": self._tile_loss[:, tiles]}
+            about = self._rows.about(rows) | {
+                "label_smoothing": label_smoothing,
+                "tile_loss": self._tile_loss[:, tiles],
+            }
             stage(rows, about, is_first=rows.start == 0)
         kernels.sum_losses(self._tile_loss, self._total)
         gradient = self.backend.cupy.empty(params.shape, params.dtype)

@@ -9,6 +9,7 @@ after each evaluation.
 """
 
 from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -169,9 +170,10 @@ class _Run:
         """Return numbers (n_problems,) or (n_problems, n) on the host, in float64: one copy, one wait."""
         columns = [column.reshape(len(column), -1).astype(np.float64, copy=False) for column in numbers]
         packed = self.arrays.to_host(self.arrays.xp.concatenate(columns, axis=1))
-        stops = np.cumsum([column.shape[1] for column in columns])[:-1]
+        stops = [0, *accumulate(column.shape[1] for column in columns)]
         return [
-            part.reshape(number.shape) for part, number in zip(np.split(packed, stops, axis=1), numbers, strict=True)
+            packed[:, start:stop].reshape(number.shape)
+            for (start, stop), number in zip(pairwise(stops), numbers, strict=True)
         ]
 
     def to_params(self, rows):

@@ -49,7 +49,7 @@ class Pairs:
     vectors : array of shape (n_problems, 3 n_slots, n_params)
         Gradient differences Y, steps S, and the metric times the former, HY.
     SY, YHY : arrays of shape (n_problems, n_slots, n_slots), host, float64
-        Inner products S Yᵀ and Y HYᵀ.
+        Inner products S Yᵀ and Y HYᵀ of pairs; zero where there is none.
     age : array of shape (n_problems, n_slots), host
         Orders each problem's pairs in time; 0 where there is none.
     candidate : array of shape (n_problems,), host
@@ -91,8 +91,8 @@ class Pairs:
 
     def read(self, products: np.ndarray) -> Products:
         """Name the rows of `products`, now on the host."""
-        Y, S = np.split(products.reshape(len(products), 2, self.n_slots, -1), 2, axis=1)
-        (_, YHg, Ys, Yy, YHy), (Sg, _, Ss, Sy, _) = (rows[:, 0].transpose(2, 0, 1) for rows in (Y, S))
+        Y, S = products.reshape(len(products), 2, self.n_slots, -1).transpose(1, 3, 0, 2)
+        (_, YHg, Ys, Yy, YHy), (Sg, _, Ss, Sy, _) = Y, S
         return Products(Sg, Ss, Sy, Ys, Yy, YHg, YHy)
 
     def accept(self, taken: np.ndarray, products: Products) -> None:
@@ -104,23 +104,27 @@ class Pairs:
             self.SY[p, slot], self.SY[p, :, slot] = products.Ys[p], products.Sy[p]
             self.YHY[p, slot] = self.YHY[p, :, slot] = products.YHy[p]
             self.age[p, slot] = self.age[p].max() + 1
-            self.candidate[p] = self.age[p].argmin()
-            self.age[p, self.candidate[p]] = 0
+            self.drop(p, self.age[p].argmin())
+
+    def drop(self, problem: int, slot: int) -> None:
+        """Let a slot be the candidate's."""
+        self.candidate[problem], self.age[problem, slot] = slot, 0
+        for products in (self.SY[problem], self.YHY[problem]):
+            products[slot] = products[:, slot] = 0
 
     def coefficients(self, Sg: np.ndarray, YHg: np.ndarray):
         """Return a, b and c with ``c (H g - HYᵀ a) + Sᵀ b`` the inverse Hessian times g.
 
         It starts from the metric H times c and satisfies every pair's secant equation in turn.
         """
-        is_pair = self.age > 0
-        both = is_pair[:, :, np.newaxis] & is_pair[:, np.newaxis, :]
-        R = np.where(both & (self.age[:, :, np.newaxis] <= self.age[:, np.newaxis, :]), self.SY, 0.0)
-        R += ~is_pair[:, :, np.newaxis] * np.eye(self.n_slots)
+        is_pair, diagonal = self.age > 0, np.arange(self.n_slots)
+        D = self.SY[:, diagonal, diagonal]
+        R = self.SY * (self.age[:, :, np.newaxis] <= self.age[:, np.newaxis, :])
+        R[:, diagonal, diagonal] = np.where(is_pair, D, 1.0)
         inverse = np.linalg.inv(R)
         c = self.metric_scale()
         a = _times(inverse, np.where(is_pair, Sg, 0.0))
-        Y_step = c[:, np.newaxis] * (YHg - _times(np.where(both, self.YHY, 0.0), a))
-        D = np.diagonal(self.SY, axis1=1, axis2=2)
+        Y_step = c[:, np.newaxis] * (YHg - _times(self.YHY, a))
         return a, _times(inverse.transpose(0, 2, 1), np.where(is_pair, D * a - Y_step, 0.0)), c
 
     def metric_scale(self) -> np.ndarray:
@@ -146,12 +150,15 @@ class Pairs:
         for slot in np.flatnonzero(self.age.any(axis=0)).tolist():
             self.vectors[:, 2 * n + slot] = apply_metric(self.vectors[:, slot])
         Y, HY = self.vectors[:, :n], self.vectors[:, 2 * n :]
-        self.YHY[:] = self.arrays.to_host(Y @ HY.transpose(0, 2, 1))
+        is_pair = self.age > 0
+        YHY = self.arrays.to_host(Y @ HY.transpose(0, 2, 1))
+        self.YHY[:] = np.where(is_pair[:, :, np.newaxis] & is_pair[:, np.newaxis, :], YHY, 0.0)
 
     def forget(self, problems: np.ndarray) -> None:
         """Drop the pairs of some problems, and whatever their candidate left."""
         self.vectors[self.arrays.to_device(problems)] = 0
-        self.age[problems] = 0
+        for known in (self.age, self.SY, self.YHY):
+            known[problems] = 0
 
     def select(self, kept: np.ndarray) -> Self:
         """Return the pairs of the problems in `kept`."""
