@@ -42,10 +42,7 @@ def to_bfloat16_bits(x, mode="rn"):
     if x.dtype.itemsize == 8:
         x = _round_to_odd(x)
     bits = np.ascontiguousarray(x).view("u4")
-    if mode == "rn":
-        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    else:
-        rounded = bits
+    rounded = bits + np.uint32(32767) + (bits >> np.uint32(16) & np.uint32(1)) if mode == "rn" else bits
     return np.where(np.isnan(x), np.uint16(0x7FFF), (rounded >> np.uint32(16)).astype("u2"))
 
 
@@ -187,7 +184,9 @@ def extract_bits(value, position, length):
     length = (length & np.uint32(255)).astype("i8")
     unsigned = np.ascontiguousarray(value).view(f"u{value.dtype.itemsize}")
     shifted = shift_right(unsigned, position)
-    kept = np.where(length < bits, shifted & (shift_left(np.ones_like(unsigned), length) - unsigned.dtype.type(1)), shifted)
+    kept = np.where(
+        length < bits, shifted & (shift_left(np.ones_like(unsigned), length) - unsigned.dtype.type(1)), shifted
+    )
     kept = np.where(length == 0, unsigned.dtype.type(0), kept)
     if value.dtype.kind == "u":
         return kept
