@@ -42,10 +42,7 @@ def to_bfloat16_bits(x, mode="rn"):
     if x.dtype.itemsize == 8:
         x = _round_to_odd(x)
     bits = np.ascontiguousarray(x).view("u4")
-    if mode == "rn":
-        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    else:
-        rounded = bits
+    rounded = bits + np.uint32(32767) + (bits >> np.uint32(16) & np.uint32(1)) if mode == "rn" else bits
     return np.where(np.isnan(x), np.uint16(0x7FFF), (rounded >> np.uint32(16)).astype("u2"))
 
 

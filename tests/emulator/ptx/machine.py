@@ -89,10 +89,9 @@ class Machine:
         values["%lanemask_gt"] = 0xFFFFFFFF ^ values["%lanemask_le"]
         values["%lanemask_ge"] = 0xFFFFFFFF ^ values["%lanemask_lt"]
         for name, number, shape in (("tid", self.tid, self.block_shape), ("ctaid", self.block_id, self.grid)):
-            for axis, size in zip("xyz", shape, strict=True):
-                values[f"%{name}.{axis}"] = number % size
+            for axis, size, step in zip("xyz", shape, (1, shape[0], shape[0] * shape[1]), strict=True):
+                values[f"%{name}.{axis}"] = number // step % size
                 values[f"%n{name}.{axis}"] = ones * size
-                number = number // size
         return values
 
     # ---- defects ------------------------------------------------------------------------------
