@@ -137,7 +137,6 @@ def _feature_basis(arrays: Arrays, A, penalty, ridge, is_alike):
     the ridge grows where rounding asks. Where all weigh curvature and penalty alike, only the sum need be diagonal: a
     Cholesky factor does, in a seventh of the time. Overwrites A, and makes four more matrices of its size.
     """
-    curvature = np.diagonal(A) if A.ndim == 2 else A
     # A feature without curvature stays as it is: scaling by a penalty next to nothing would overflow.
     curvature = arrays.to_host(A.diagonal() if A.ndim == 2 else A)
     unit = 1 / np.sqrt(np.where(curvature > 0, curvature + penalty, 1.0))

@@ -159,7 +159,7 @@ class _Forward:
         """Take params (n_features + 1, n_problems, n_classes), in the layout and dtype of the products."""
         plan = self.plan
         self.backend.kernels.pad_classes(
-            params.reshape(len(params), -1), plan.n_classes, plan.n_problems, plan.class_stride, self.params
+            params.reshape(len(params), -1), plan.n_classes, plan.n_problems, self.params
         )
 
     def features(self, rows: slice):

@@ -34,6 +34,9 @@ class Device:
             "WarpSize": 32,
             "MaxThreadsPerBlock": 1024,
             "L2CacheSize": facts.l2_cache,
+            "ClockRate": 1_500_000,
+            "MemoryClockRate": 1_000_000,
+            "GlobalMemoryBusWidth": 4096,
             "ComputeCapabilityMajor": int(facts.compute_capability[:-1]),
             "ComputeCapabilityMinor": int(facts.compute_capability[-1]),
         }

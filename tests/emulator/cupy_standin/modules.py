@@ -82,10 +82,21 @@ class RawKernel:
             raise Fault("launch", f"{self.name} was compiled for another device")
         here.stream._begin()
         bound = [_Argument(self, index, arg) for index, arg in enumerate(args)]
+        _share_buffers(bound)
         here.counters.launches += 1
         launch(self._ptx, self._symbol, grid, block, [argument.value for argument in bound], shared_mem)
         for argument in bound:
             argument.finish()
+
+
+def _share_buffers(bound):
+    """Let arguments that are the same array share one buffer: a kernel may work in place, if its author meant it."""
+    known = {}
+    for argument in bound:
+        if argument.buffer is not None:
+            array = argument.array
+            place = array.data.ptr, array.shape, array.strides, array.dtype
+            argument.value = argument.buffer = known.setdefault(place, argument.buffer)
 
 
 class _Argument:
