@@ -4,6 +4,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 __all__ = ["ConvergenceWarning", "DeviceError", "NonFiniteError", "WorkspaceError"]
 
+LOGITS_LEFT = "Logits left the range of {}: rescale the features as they were in fit, or give X as float64."
+
 
 class WorkspaceError(ValueError):
     """The smallest possible block does not fit `memory_budget`; the message names a budget that would."""

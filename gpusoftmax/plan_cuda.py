@@ -1,7 +1,7 @@
 """How one pass over the rows is cut up on a CUDA GPU: pure arithmetic from shapes, dtypes, facts and a budget.
 
-Two designs. *Two products*: cuBLAS for X W, one kernel that turns logits into residual in place, cuBLAS for XᵀG, block by
-block. *One kernel*, for a small W: logits, softmax, residual and XᵀG of a block's rows in shared memory, X read once.
+Two designs. *Two products*: cuBLAS for X W, one kernel that turns logits into residual in place, cuBLAS for XᵀG, block
+by block. *One kernel*, for a small W: logits, softmax, residual and XᵀG of a block in shared memory, X read once.
 Their times are modelled, not measured; `scripts/gpu-check` measures them.
 """
 
@@ -165,8 +165,8 @@ class CudaPlan:
         return (
             f"{self.n_rows:,} rows in {n_blocks:,} block{'s' * (n_blocks > 1)} of {self.block_rows:,}: {design}; "
             f"{self.dtype.name}, gradient summed in {self.gradient_dtype.name}; workspace "
-            f"{self.workspace_bytes / 1e6:.1f} MB; {flops / 1e9:.3g} GFLOP, modelled {self.seconds * 1e3:.3g} ms a pass, "
-            f"bound by {self.bound}"
+            f"{self.workspace_bytes / 1e6:.1f} MB; {flops / 1e9:.3g} GFLOP, "
+            f"modelled {self.seconds * 1e3:.3g} ms a pass, bound by {self.bound}"
         )
 
 

@@ -1,9 +1,18 @@
-"""What several test files share: the float64 oracle of a fit."""
+"""What several test files share: the choice of a CUDA device, and the float64 oracle of a fit."""
 
+import cuda_device
 import numpy as np
 import pytest
 
 from gpusoftmax.kernels import reference
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=["emulated", "cuda"], default="emulated", help="the CUDA device of the tests")
+
+
+def pytest_configure(config):
+    cuda_device.is_real = config.getoption("--device") == "cuda"
 
 
 @pytest.fixture

@@ -6,14 +6,18 @@ and every solution against the float64 reference.
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pytest
+from cuda_device import cuda
 from oracle import FLOAT32, FLOAT64, make_data, one_hot
 
 from gpusoftmax import SoftmaxRegression
 from gpusoftmax.backends.cpu import NumpyBackend, NumpyPass
+from gpusoftmax.backends.cuda import CupyBackend
 from gpusoftmax.exceptions import WorkspaceError
 from gpusoftmax.kernels import reference
 from gpusoftmax.plan import DeviceFacts
@@ -141,9 +145,14 @@ class Route:
     other_weights: Callable | None = None  # Model -> weights (n_rows, 1) of those problems
     budget_bytes: Callable | None = None  # a callable that fits with a budget -> the budget to use
     start: float | None = None  # every entry of the params to start from
+    device: Callable = nullcontext
 
     def fit(self, model, dtype):
         """Return params (n_features + 1, n_classes), the value that the solver states, and its status."""
+        with self.device():
+            return self._fit(model, dtype)
+
+    def _fit(self, model, dtype):
         if self.budget_bytes is not None:
             budget = self.budget_bytes(lambda budget: self._train(model, dtype, budget))
             return self._train(model, dtype, budget)
@@ -177,8 +186,9 @@ class Route:
 class EstimatorRoute(Route):
     """The same model through scikit-learn's interface."""
 
-    def fit(self, model, dtype):
+    def _fit(self, model, dtype):
         clf = SoftmaxRegression(
+            device="cpu" if self.device is nullcontext else "cuda",
             C=2 * model.C if model.n_classes == 2 else model.C,  # two softmax columns, half the weight in each
             fit_intercept=model.has_intercept,
             label_smoothing=model.label_smoothing,
@@ -236,6 +246,23 @@ def big_endian(X):
     return X.astype(X.dtype.newbyteorder(">"))
 
 
+class HandCupyBackend(CupyBackend):
+    """A CUDA device whose plan is changed by hand."""
+
+    def __init__(self, **changes):
+        super().__init__()
+        self.changes = changes
+
+    def fused_pass(self, source, plan):
+        return super().fused_pass(source, replace(plan, **self.changes))
+
+
+def on_cuda(layout=unchanged, model=unchanged, others=(), other_weights=None, budget_bytes=None, **changes):
+    """Return a route over the CUDA device, with changes to its plan."""
+    backend = partial(HandCupyBackend, **changes)
+    return Route(backend, layout, model, others, other_weights, budget_bytes, device=cuda)
+
+
 ROW_MAJOR = {"is_class_major": False}
 SHARED = {"is_class_major": False, "is_shared": True, "n_lanes": 1, "n_threads": 3}
 ROUTES = {
@@ -283,6 +310,16 @@ ROUTES = {
     "rows repeated": Route(model=repeated),
     "rows in another order": Route(model=reordered),
     "another start": Route(start=0.5),
+    "CUDA": on_cuda(),
+    "CUDA, estimator": EstimatorRoute(device=cuda),
+    "CUDA, one kernel, blocks of 64 rows": on_cuda(is_one_kernel=True, block_rows=64),
+    "CUDA, two products, blocks of 128 rows": on_cuda(is_one_kernel=False, block_rows=128),
+    "CUDA, two products in 3 parts": on_cuda(is_one_kernel=False, n_splits=3),
+    "CUDA, F order": on_cuda(layout=np.asfortranarray),
+    "CUDA, float64 storage": on_cuda(layout=lambda X: X.astype(np.float64)),
+    "CUDA, smallest budget": on_cuda(budget_bytes=smallest_budget),
+    "CUDA, with other strengths and folds": on_cuda(others=(1.0, 0.1), other_weights=half_of_the_rows),
+    "CUDA, soft targets": on_cuda(model=as_soft),
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.linalg
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
-from gpusoftmax.exceptions import NonFiniteError
+from gpusoftmax.exceptions import LOGITS_LEFT, NonFiniteError
 from gpusoftmax.kernels import cpu
 from gpusoftmax.kernels.curvature import CurvatureSums, curvature
 from gpusoftmax.kernels.workspace import Sums, Workspace
@@ -67,10 +67,7 @@ class NumpyBackend:
             for rows in plan.tasks(lane):
                 for part, chunk in cpu.logits(source.block(rows, work.rows).X, affine, work):
                     if not np.isfinite(chunk.flat).all():
-                        raise NonFiniteError(
-                            f"Logits left the range of {plan.dtype.name}: rescale the features as they were in fit, or "
-                            "give X as float64."
-                        )
+                        raise NonFiniteError(LOGITS_LEFT.format(plan.dtype.name))
                     out[rows][part] = cpu.predict(chunk.z, output)
                 yield
 

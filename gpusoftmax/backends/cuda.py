@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpusoftmax.exceptions import DeviceError, NonFiniteError
+from gpusoftmax.exceptions import LOGITS_LEFT, DeviceError, NonFiniteError
 from gpusoftmax.kernels import launches
 from gpusoftmax.kernels.cuda import Kernels, gemm
 from gpusoftmax.kernels.curvature import CurvatureSums, curvature
@@ -128,9 +128,7 @@ class CupyBackend:
         shown = z[:, :n_classes]
         shown += forward.bias[0, :n_classes]
         if not self.to_host(self.cupy.isfinite(shown).all()):
-            raise NonFiniteError(
-                f"Logits left the range of {z.dtype.name}: rescale the features as they were in fit, or give X as float64."
-            )
+            raise NonFiniteError(LOGITS_LEFT.format(z.dtype.name))
         if output == "classes":
             return shown.argmax(axis=1)
         if output in PREDICTIONS:
@@ -157,10 +155,11 @@ class _Forward:
 
     def set_params(self, params) -> None:
         """Take params (n_features + 1, n_problems, n_classes), in the layout and dtype of the products."""
-        plan = self.plan
-        self.backend.kernels.pad_classes(
-            params.reshape(len(params), -1), plan.n_classes, plan.n_problems, self.params
-        )
+        plan, wide = self.plan, params.reshape(len(params), -1)
+        if plan.is_one_kernel:
+            self.backend.cupy.copyto(self.params, wide, casting="same_kind")
+        else:
+            self.backend.kernels.pad_classes(wide, plan.n_classes, plan.n_problems, self.params)
 
     def features(self, rows: slice):
         """Return some rows of X: a view, or in the workspace."""
