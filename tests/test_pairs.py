@@ -25,13 +25,13 @@ def push(pairs, problem, s, y, Hy):
     rows[2:, problem] = s, y, Hy
     candidate = Candidate(*rows)
     pairs.hold(candidate)
-    pairs.accept(np.arange(n_problems) == problem, pairs.read(pairs.products(candidate)))
+    pairs.accept(np.arange(n_problems) == problem, pairs.products(candidate))
 
 
 def inverse_hessian(pairs, g, Hg):
     """Return each problem's inverse Hessian times g, given the metric times g."""
     zeros = np.zeros_like(g)
-    products = pairs.read(pairs.products(Candidate(g, Hg, zeros, zeros, zeros)))
+    products = pairs.products(Candidate(g, Hg, zeros, zeros, zeros))
     a, b, c = pairs.coefficients(products.Sg, products.YHg)
     c = c[:, np.newaxis]
     return c * Hg + pairs.combine(c * a, b)

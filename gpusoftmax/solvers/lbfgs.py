@@ -16,7 +16,7 @@ import numpy as np
 
 from gpusoftmax.solvers.base import Callback, Metric, Objective, Progress, Solution, Status
 from gpusoftmax.solvers.line_search import Bracket, is_acceptable, is_too_short, next_step
-from gpusoftmax.solvers.pairs import Candidate, Pairs, Products
+from gpusoftmax.solvers.pairs import Candidate, Pairs, Products, dot
 
 STEP_GROWTH = 8.0  # of the first trial over the last step taken, up to one: where units are too long, they stay so
 MAX_TRIALS = 30  # of one line search
@@ -189,7 +189,7 @@ class _Run:
         vectors.preconditioned = self.apply_metric(vectors.gradient)
         self.pairs.change_metric(self.apply_metric)
         state.YHg, state.squared_norm = self.read(
-            self.pairs.differences_times(vectors.preconditioned), _dot(vectors.gradient, vectors.preconditioned)
+            self.pairs.differences_times(vectors.preconditioned), dot(vectors.gradient, vectors.preconditioned)
         )
 
     def apply_metric(self, rows):
@@ -228,12 +228,11 @@ class _Run:
         Hg = self.apply_metric(g)
         new = Candidate(g, Hg, x - vectors.x, g - vectors.gradient, Hg - vectors.preconditioned)
         self.pairs.hold(new)
-        slope, squared_norm, has_moved = _dot(g, vectors.direction), _dot(g, Hg), (new.s != 0).any(axis=1)
-        products = self.pairs.products(new)
-        value, norm, slope, squared_norm, has_moved, products = self.read(
-            value, abs(g).max(axis=1), slope, squared_norm, has_moved, products
+        slope, squared_norm, has_moved = dot(g, vectors.direction), dot(g, Hg), (new.s != 0).any(axis=1)
+        value, norm, slope, squared_norm, has_moved, *products = self.read(
+            value, abs(g).max(axis=1), slope, squared_norm, has_moved, *self.pairs.products(new)
         )
-        return _Trial(value, norm, slope, squared_norm, has_moved != 0, self.pairs.read(products)), new
+        return _Trial(value, norm, slope, squared_norm, has_moved != 0, Products(*products)), new
 
     def take(self, taken: np.ndarray, x, trial: _Trial, new: Candidate) -> None:
         """Move problems to their trial points and remember how the gradient changed."""
@@ -353,8 +352,3 @@ def _assign(record, chosen: np.ndarray, source) -> None:
 def _to_rows(params):
     """Return params problem-major, (n_problems, n_params)."""
     return params.transpose(1, 0, 2).reshape(params.shape[1], -1)
-
-
-def _dot(a, b):
-    """Return each problem's inner product."""
-    return (a[:, np.newaxis, :] @ b[:, :, np.newaxis])[:, 0, 0]

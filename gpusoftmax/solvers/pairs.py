@@ -28,15 +28,15 @@ class Candidate(NamedTuple):
 
 
 class Products(NamedTuple):
-    """Inner products (n_problems, n_slots) of stored vectors with a candidate's, on the host, float64."""
+    """Inner products (n_problems, n_slots) of stored vectors with a candidate's, and (n_problems,) of its own."""
 
     Sg: np.ndarray
-    Ss: np.ndarray
     Sy: np.ndarray
     Ys: np.ndarray
-    Yy: np.ndarray
     YHg: np.ndarray
     YHy: np.ndarray
+    ss: np.ndarray
+    yy: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -80,26 +80,20 @@ class Pairs:
         for i, vector in enumerate((new.y, new.s, new.Hy)):
             self.vectors[rows, slot + i * self.n_slots] = vector
 
-    def products(self, new: Candidate):
-        """Return the inner products of Y and S with a held candidate's vectors, (n_problems, 10 n_slots): one GEMM."""
-        block = self.arrays.xp.stack(new, axis=1)
-        return (self.vectors[:, : 2 * self.n_slots] @ block.transpose(0, 2, 1)).reshape(len(block), -1)
+    def products(self, new: Candidate) -> Products:
+        """Return the inner products with a held candidate's vectors, not yet on the host."""
+        Y, S = self.vectors[:, : self.n_slots], self.vectors[:, self.n_slots : 2 * self.n_slots]
+        pairs = (S, new.g), (S, new.y), (Y, new.s), (Y, new.Hg), (Y, new.Hy)
+        return Products(*(times(stored, v) for stored, v in pairs), *(dot(v, v) for v in (new.s, new.y)))
 
     def differences_times(self, vectors):
-        """Return the inner products of Y with one vector a problem, (n_problems, n_slots)."""
-        return (self.vectors[:, : self.n_slots] @ vectors[:, :, np.newaxis])[:, :, 0]
-
-    def read(self, products: np.ndarray) -> Products:
-        """Name the rows of `products`, now on the host."""
-        Y, S = products.reshape(len(products), 2, self.n_slots, -1).transpose(1, 3, 0, 2)
-        (_, YHg, Ys, Yy, YHy), (Sg, _, Ss, Sy, _) = Y, S
-        return Products(Sg, Ss, Sy, Ys, Yy, YHg, YHy)
+        """Return the inner products of Y with one vector a problem, (n_problems, n_slots), not yet on the host."""
+        return times(self.vectors[:, : self.n_slots], vectors)
 
     def accept(self, taken: np.ndarray, products: Products) -> None:
         """Make pairs of the held candidates of the problems in `taken` whose function curves along them."""
-        everyone = np.arange(len(taken))
-        sy, ss, yy = (row[everyone, self.candidate] for row in (products.Sy, products.Ss, products.Yy))
-        for p in np.flatnonzero(taken & (sy > 1e-10 * np.sqrt(ss * yy))).tolist():
+        sy = products.Sy[np.arange(len(taken)), self.candidate]
+        for p in np.flatnonzero(taken & (sy > 1e-10 * np.sqrt(products.ss * products.yy))).tolist():
             slot = self.candidate[p]
             self.SY[p, slot], self.SY[p, :, slot] = products.Ys[p], products.Sy[p]
             self.YHY[p, slot] = self.YHY[p, :, slot] = products.YHy[p]
@@ -123,9 +117,9 @@ class Pairs:
         R[:, diagonal, diagonal] = np.where(is_pair, D, 1.0)
         inverse = np.linalg.inv(R)
         c = self.metric_scale()
-        a = _times(inverse, np.where(is_pair, Sg, 0.0))
-        Y_step = c[:, np.newaxis] * (YHg - _times(self.YHY, a))
-        return a, _times(inverse.transpose(0, 2, 1), np.where(is_pair, D * a - Y_step, 0.0)), c
+        a = times(inverse, np.where(is_pair, Sg, 0.0))
+        Y_step = c[:, np.newaxis] * (YHg - times(self.YHY, a))
+        return a, times(inverse.transpose(0, 2, 1), np.where(is_pair, D * a - Y_step, 0.0)), c
 
     def metric_scale(self) -> np.ndarray:
         """Return what to multiply the metric by, given the curvature along each problem's newest step.
@@ -166,6 +160,11 @@ class Pairs:
         return replace(self, vectors=self.vectors[self.arrays.to_device(kept)], **host)
 
 
-def _times(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Return each problem's matrix times its vector."""
-    return np.matmul(matrices, vectors[:, :, np.newaxis])[:, :, 0]
+def times(matrices, vectors):
+    """Return each problem's matrix (n_problems, m, n) times its vector (n_problems, n)."""
+    return (matrices @ vectors[:, :, np.newaxis])[:, :, 0]
+
+
+def dot(a, b):
+    """Return each problem's inner product of vectors (n_problems, n)."""
+    return times(a[:, np.newaxis], b)[:, 0]
