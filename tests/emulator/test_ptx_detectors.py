@@ -83,7 +83,9 @@ BETWEEN_BLOCKS = {
     "two blocks write one word": "out[0] = blockIdx.x;",
     "one reads what another writes": "if (blockIdx.x) out[0] = 1; else out[1] = out[0];",
     "one reads what another adds": "if (blockIdx.x) atomicAdd(out, 1.0f); else out[1] = out[0];",
-    "a fence does not reach other blocks": "if (blockIdx.x) out[0] = 1; __threadfence(); if (!blockIdx.x) *out = out[1];",
+    "a fence does not reach other blocks": (
+        "if (blockIdx.x) out[1] = 1; __threadfence(); if (!blockIdx.x) out[0] = out[1];"
+    ),
 }
 
 
@@ -99,7 +101,9 @@ CORRECT = {
     "exchange through shared memory": (
         f"{SHARED} s[i] = i; __syncthreads(); const float v = s[63 - i]; __syncthreads(); s[i] = v; out[i] = s[i];"
     ),
-    "exchange within warps": f"{SHARED} s[i] = i; __syncwarp(); const float v = s[i ^ 5]; __syncwarp(); s[i] = v; out[i] = s[i];",
+    "exchange within warps": (
+        f"{SHARED} s[i] = i; __syncwarp(); const float v = s[i ^ 5]; __syncwarp(); s[i] = v; out[i] = s[i];"
+    ),
     "all read one word, then one writes it": (
         f"{SHARED} s[i] = i; __syncthreads(); out[i] = s[0]; __syncthreads(); if (i == 9) s[0] = 1;"
     ),

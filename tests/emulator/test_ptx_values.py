@@ -319,7 +319,10 @@ def test_warp_instructions_wait_for_lanes_on_a_longer_way(run_body):
     out = np.zeros(32, "i4")
     body = """
     int v = i;
-    for (int j = 0; j < i; ++j) { v = v * 3 + j; if (__builtin_expect(v % 11 == 0, 0)) for (int t = 0; t < 3; ++t) v ^= t + j; }
+    for (int j = 0; j < i; ++j) {
+        v = v * 3 + j;
+        if (__builtin_expect(v % 11 == 0, 0)) for (int t = 0; t < 3; ++t) v ^= t + j;
+    }
     out[i] = __shfl_xor_sync(~0u, v, 1);
     """
     run_body(body, [out], parameters="int* out")

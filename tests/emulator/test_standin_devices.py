@@ -193,7 +193,7 @@ def test_two_devices():
             with pytest.raises(ValueError, match="array device = 0 while current = 1"):
                 x + 1
         assert cp.cuda.Device().id == 0
-        for wrong in (lambda: y + 1, lambda: x + y, lambda: y.get(), lambda: y.fill(0), lambda: cp.exp(y)):
+        for wrong in (lambda: y + 1, lambda: x + y, y.get, lambda: y.fill(0), lambda: cp.exp(y)):
             with pytest.raises(ValueError, match="array device = 1"):
                 wrong()
         with pytest.raises(CUDARuntimeError, match="invalid device ordinal"):
@@ -220,16 +220,16 @@ def test_machines_without_a_gpu(options, status):
         for use in (
             lambda: cp.empty(3),
             lambda: cp.asarray([1.0]),
-            lambda: cp.cuda.runtime.getDeviceCount(),
-            lambda: cp.cuda.Device(),
+            cp.cuda.runtime.getDeviceCount,
+            cp.cuda.Device,
             lambda: cp.cuda.Device(0).compute_capability,
             lambda: cp.cuda.Stream(non_blocking=True),
-            lambda: cp.cuda.Event(),
+            cp.cuda.Event,
             lambda: cp.get_default_memory_pool().used_bytes(),
             lambda: cupyx.empty_pinned(3),
             lambda: cp.RawModule(code=SCALE).get_function("scale"),
-            lambda: cp.cuda.runtime.memGetInfo(),
-            lambda: cp.cuda.get_current_stream(),
+            cp.cuda.runtime.memGetInfo,
+            cp.cuda.get_current_stream,
         ):
             with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match=f"^{status}: ") as caught:
                 use()
@@ -277,11 +277,11 @@ class Products:
 
     def run(self, **changes):
         one, zero, _ = self.scalars
-        call = dict(
-            handle=self.cp.cuda.device.get_cublas_handle(), ta=0, tb=0, m=3, n=7, k=5, alpha=one.ctypes.data,
-            a=self.b.data.ptr, lda=3, b=self.a.data.ptr, ldb=5, beta=zero.ctypes.data, c=self.c.data.ptr, ldc=3,
-            kind=self.kinds[0], out=self.kinds[1], compute=self.compute,
-        )  # fmt: skip
+        call = {
+            "handle": self.cp.cuda.device.get_cublas_handle(), "ta": 0, "tb": 0, "m": 3, "n": 7, "k": 5, "alpha": one.ctypes.data,
+            "a": self.b.data.ptr, "lda": 3, "b": self.a.data.ptr, "ldb": 5, "beta": zero.ctypes.data, "c": self.c.data.ptr, "ldc": 3,
+            "kind": self.kinds[0], "out": self.kinds[1], "compute": self.compute,
+        }  # fmt: skip
         call.update(changes)
         c = type("Call", (), call)
         self.cublas.gemmEx(
@@ -396,9 +396,20 @@ extern "C" __global__ void scale(float* __restrict__ x, const float factor, int 
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) x[i] *= factor;
 }
-template <typename real, int N> __global__ void fill(real* out, real value) { if (threadIdx.x < N) out[threadIdx.x] = value; }
-extern "C" __global__ void half_bits(const unsigned short* x, unsigned short* out) { out[threadIdx.x] = x[threadIdx.x]; }
-extern "C" __global__ void shared(float* out) { extern __shared__ float s[]; s[threadIdx.x] = 1; out[threadIdx.x] = s[threadIdx.x]; }
+template <typename real, int N> __global__ void fill(real* out, real value)
+{
+    if (threadIdx.x < N) out[threadIdx.x] = value;
+}
+extern "C" __global__ void half_bits(const unsigned short* x, unsigned short* out)
+{
+    out[threadIdx.x] = x[threadIdx.x];
+}
+extern "C" __global__ void shared(float* out)
+{
+    extern __shared__ float s[];
+    s[threadIdx.x] = 1;
+    out[threadIdx.x] = s[threadIdx.x];
+}
 """
 
 

@@ -198,7 +198,7 @@ def _load(program, ins):
     def run_vector(m, at):
         values = m.spaces[space].load(where(m, at), m.everyone[at], access)
         for i, goal in enumerate(goals):
-            m.views[goal][at] = values[:, i]
+            m.views[goal][at] = values[i]
 
     return run_vector
 
@@ -219,7 +219,7 @@ def _store(program, ins):
         return run
 
     def run_vector(m, at):
-        values = np.stack([m.views[slot][at] for slot in sources], 1)
+        values = np.stack([m.views[slot][at] for slot in sources])
         m.spaces[space].store(where(m, at), m.everyone[at], values, access)
 
     return run_vector
