@@ -3,6 +3,7 @@
 import pytest
 
 from emulator import toolchain
+from emulator.cupy_standin import real
 from emulator.ptx import launch
 
 
@@ -12,6 +13,13 @@ def nvrtc():
     reason = toolchain.why_missing()
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def real_cupy():
+    """Skip where CuPy's names and signatures cannot be looked up."""
+    if real.cupy() is None:
+        pytest.skip("CuPy is not installed: its signatures are not known")
 
 
 @pytest.fixture

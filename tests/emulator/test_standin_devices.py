@@ -147,6 +147,16 @@ def test_a_pinned_source_must_stay_until_its_copy_is_done(cp):
         stream.synchronize()
 
 
+def test_books_of_streams_do_not_grow_without_end(cp):
+    x = cp.zeros(1000)
+    cp.cuda.Stream(non_blocking=True)
+    for i in range(500):
+        x[i : i + 2] += 1
+        if i % 50 == 0:
+            cp.cuda.get_current_stream().synchronize()
+    assert len(x.data.mem.accesses) < 250
+
+
 def test_an_event_that_was_never_recorded(cp):
     with pytest.raises(Fault, match="never recorded"):
         cp.cuda.Stream().wait_event(cp.cuda.Event())
@@ -277,11 +287,10 @@ class Products:
 
     def run(self, **changes):
         one, zero, _ = self.scalars
-        call = {
-            "handle": self.cp.cuda.device.get_cublas_handle(), "ta": 0, "tb": 0, "m": 3, "n": 7, "k": 5, "alpha": one.ctypes.data,
-            "a": self.b.data.ptr, "lda": 3, "b": self.a.data.ptr, "ldb": 5, "beta": zero.ctypes.data, "c": self.c.data.ptr, "ldc": 3,
-            "kind": self.kinds[0], "out": self.kinds[1], "compute": self.compute,
-        }  # fmt: skip
+        call = {"handle": self.cp.cuda.device.get_cublas_handle(), "ta": 0, "tb": 0, "m": 3, "n": 7, "k": 5}
+        call |= {"alpha": one.ctypes.data, "beta": zero.ctypes.data, "compute": self.compute}
+        call |= {"a": self.b.data.ptr, "lda": 3, "b": self.a.data.ptr, "ldb": 5, "c": self.c.data.ptr, "ldc": 3}
+        call |= {"kind": self.kinds[0], "out": self.kinds[1]}
         call.update(changes)
         c = type("Call", (), call)
         self.cublas.gemmEx(
@@ -495,6 +504,12 @@ def test_limits_of_shared_memory(nvrtc):
         kernel((1,), (32,), (out,), shared_mem=64 * 1024)
         with pytest.raises(Fault, match="allows 65536"):
             kernel.max_dynamic_shared_size_bytes = 64 * 1024 + 4
+
+
+def test_code_that_does_not_compile(cp, nvrtc):
+    module = cp.RawModule(code='extern "C" __global__ void k(float* out) { out[0] = INFINITY; }')
+    with pytest.raises(cp.cuda.compiler.CompileException, match="INFINITY"):
+        module.get_function("k")
 
 
 def test_signatures_are_read_from_the_source():
