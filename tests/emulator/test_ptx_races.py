@@ -63,17 +63,17 @@ class History:
 @pytest.mark.parametrize("n_blocks", [1, 3])
 def test_a_race_is_seen_exactly_when_two_accesses_are_unordered(n_blocks, warp_order):
     outcomes = {True: 0, False: 0}
-    for seed in range(400):
+    for seed in range(800):
         rng = np.random.default_rng(seed)
         history = History(rng, n_blocks, warp_order)
         shadow = Shadow(GRANULES, warp_order, several_blocks=n_blocks > 1)
-        write_share = rng.choice([0.1, 0.3, 0.6])
+        write_share, atomic_share = rng.choice([0.1, 0.3, 0.6]), rng.choice([0.3, 0.9])
         for _ in range(40):
             lanes = history.step()
             if lanes is None:
                 continue
             writes = bool(rng.random() < write_share)
-            atomic = bool(writes and rng.random() < 0.3)
+            atomic = bool(writes and rng.random() < atomic_share)
             index = np.array([granule for _, _, granule in lanes])
             codes = np.array([history.code(block, thread) for block, thread, _ in lanes])
             racing = shadow.write(index, codes, atomic)[0] if writes else shadow.read(index, codes)
@@ -84,6 +84,20 @@ def test_a_race_is_seen_exactly_when_two_accesses_are_unordered(n_blocks, warp_o
             if found:
                 break
     assert min(outcomes.values()) > 100  # both happen
+
+
+def test_an_instruction_of_many_lanes_is_remembered_as_such():
+    """Three lanes of two warps add to one granule; a fourth reads it behind a __syncwarp."""
+    shadow = Shadow(1, True, several_blocks=False)
+    assert shadow.write(np.array([0, 0, 0]), np.array([45, 1, 0]), True)[0] is None
+    assert shadow.read(np.array([0]), np.array([WARP_SYNC + 6])).all()
+
+
+def test_atomics_of_two_threads_race_with_a_plain_write_of_one():
+    shadow = Shadow(1, False)
+    for thread in (3, 7):
+        assert shadow.write(np.array([0]), np.array([thread]), True)[0] is None
+    assert shadow.write(np.array([0]), np.array([7]), False)[0].all()
 
 
 def test_shadows_grow_with_their_memory():

@@ -74,10 +74,13 @@ class Shadow:
             racing |= self._unordered(self.reader.take(index), mine)
         if racing.any():
             return racing, False
+        if atomic:
+            self._record_atomic(index, mine)
+            return None, True
         self.writer[index] = mine
-        self.atomic[index] = atomic
+        self.atomic[index] = False
         racing = self.writer.take(index) != mine
-        return (racing, True) if not atomic and racing.any() else (None, True)
+        return (racing, True) if racing.any() else (None, True)
 
     def read_through_cache(self, index):
         """Record a read through the read-only path; say whether this kernel has written there."""
@@ -109,10 +112,22 @@ class Shadow:
             same |= (x > 0) & (x < EPOCH) & ((x & WARP_FIELD) != 0)
         return same
 
+    def _record_atomic(self, index, mine):
+        """Atomics of several threads stand together; one behind its own thread's plain write counts as plain."""
+        recorded = self.writer.take(index)
+        plain = (recorded == mine) & ~self.atomic.take(index)
+        self._add(self.writer, index, mine)
+        self.atomic[index] = True
+        self.atomic[index[plain]] = False
+
     def _record(self, index, mine):
         if self.reader is None:
             self.reader = np.full(self.count, NOBODY, np.int64)
-        recorded = self.reader.take(index)
+        self._add(self.reader, index, mine)
+
+    def _add(self, record, index, mine):
+        """Note threads beside those that are there since the last barrier."""
+        recorded = record.take(index)
         x = recorded ^ mine
         same = self._same_epoch(x)
         if same.any():
@@ -124,18 +139,19 @@ class Shadow:
         if self.several_blocks:
             other = x >= BLOCK
             value = np.where(other, MANY_BLOCKS, value) if other.any() else value
-        self.reader[index] = value
-        self._record_crowds(index, mine)
+        record[index] = value
+        self._add_crowds(record, index, mine)
 
-    def _record_crowds(self, index, mine):
-        """Several threads read one granule in this instruction: only one of them was written down."""
-        lost = (self.reader.take(index) ^ mine) & ~(SEVERAL_LANES | SEVERAL_WARPS) != 0
+    def _add_crowds(self, record, index, mine):
+        """Several threads touch one granule in this instruction: only one of them was written down."""
+        lost = (record.take(index) ^ mine) & ~(SEVERAL_LANES | SEVERAL_WARPS) != 0
         if not lost.any():
             return
         index, mine = index[lost], np.broadcast_to(mine, index.shape)[lost]
-        x = self.reader[index] ^ mine
-        value = mine | self._flags(x)
-        self.reader[index] = np.where(x >= BLOCK, MANY_BLOCKS, value) if self.several_blocks else value
+        x = record[index] ^ mine
+        np.bitwise_or.at(record, index, self._flags(x))
+        if self.several_blocks:
+            record[index[x >= BLOCK]] = MANY_BLOCKS
 
     def _flags(self, x):
         both = np.int64(SEVERAL_LANES | SEVERAL_WARPS)
