@@ -306,3 +306,10 @@ def comparison(name, is_float):
         unordered = COMPARE[name[:-1]]
         return lambda a, b: unordered(a, b) | np.isnan(a) | np.isnan(b)
     return COMPARE.get(name)
+
+
+def extremum(name, dtype, mods):
+    """Return the function of max or min; for floats a NaN loses unless the modifiers say it wins."""
+    if dtype.kind != "f" or "NaN" in mods:
+        return np.maximum if name == "max" else np.minimum
+    return np.fmax if name == "max" else np.fmin
