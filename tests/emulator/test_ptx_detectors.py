@@ -16,6 +16,11 @@ BUGS = {
         "bounds",
         "__shared__ float a[64], b[64]; a[i] = b[i] = 1; __syncthreads(); out[i] = a[i + 1] + b[i];",
     ),
+    "a vector across the end of a static shared array": (
+        "bounds",
+        "__shared__ __align__(16) float a[3]; if (i < 3) a[i] = i; __syncthreads();"
+        "const float2 v = ((float2*)a)[i % 2]; out[i] = v.x + v.y;",
+    ),
     "behind all shared memory": ("bounds", "extern __shared__ float d[]; d[i] = i; out[i] = d[i];"),
     "a vector at an odd address": ("alignment", "reinterpret_cast<float4*>(out + 1)[0] = make_float4(1, 2, 3, 4);"),
     "shared memory nobody wrote": (
@@ -161,6 +166,14 @@ def test_gaps_between_the_rows_of_a_view(run_body):
     assert (out == table[:, :4].ravel()).all()
     with pytest.raises(Fault, match="bounds"):
         run_body(TABLE, [table[:, :4], out, np.int32(7)], **how)
+
+
+def test_a_vector_across_the_end_of_a_row(run_body):
+    table, out = np.zeros((8, 8), "f4"), np.zeros(32, "f4")
+    body, how = "b[i] = ((const float4*)a)[i % 4].w;", {"parameters": "const float* a, float* b"}
+    with pytest.raises(Fault, match="bounds"):
+        run_body(body, [table[:, :6], out], **how)
+    run_body(body, [table, out], **how)
 
 
 def test_memory_that_two_arguments_share_must_not_be_written(run_body):

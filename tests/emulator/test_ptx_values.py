@@ -217,6 +217,19 @@ def test_narrow_loads_and_stores(run_body, kind):
     assert (out == (x.astype("i4") * 3 + 1).astype(dtype)).all()
 
 
+def test_narrow_loads_extend_the_sign_into_wide_registers(run_body):
+    x, out = np.array([-3, 100, -128, 127] * 8, "i1"), np.zeros((2, 32), "i4")
+    body = """
+    int v, u;
+    asm volatile("ld.global.s8 %0, [%1];" : "=r"(v) : "l"(x + i));
+    asm volatile("ld.global.u8 %0, [%1];" : "=r"(u) : "l"(x + i));
+    out[i] = v; out[32 + i] = u;
+    """
+    run_body(body, [x, out], parameters="const char* x, int* out")
+    assert (out[0] == x).all()
+    assert (out[1] == x.view("u1")).all()
+
+
 def test_vectors_of_sixteen_bits(run_body):
     x = np.arange(32 * 8, dtype="u2")
     out = np.zeros_like(x)
