@@ -121,8 +121,8 @@ class ndarray:  # noqa: N801 - CuPy's name
         """A NumPy scalar on the left of an operator arrives here; anything else is np.f(x) on the host."""
         operator = OPERATORS.get(ufunc.__name__)
         others = [x for x in inputs if not isinstance(x, ndarray)]
-        if method == "__call__" and not kwargs and operator and all(isinstance(x, np.generic) for x in others):
-            return operate(ufunc, *inputs)
+        if method == "__call__" and not kwargs and operator and all(np.ndim(x) == 0 for x in others):
+            return operate(ufunc, *(x if isinstance(x, (ndarray, np.generic)) else x[()] for x in inputs))
         if any(isinstance(x, np.ndarray) for x in others):
             raise TypeError(f"Unsupported type {np.ndarray}")
         raise ImplicitTransfer(f"numpy.{ufunc.__name__} of a device array; use cupy's")
@@ -276,7 +276,8 @@ class ndarray:  # noqa: N801 - CuPy's name
             self._check_fancy(key)
             self._check_duplicates(key, value)
         self._check_device()
-        touch(self._block, self._data, True)
+        view = self._data if fancy else self._data[key if Ellipsis in key else (*key, ...)]
+        touch(self._block, view, True)
         self._data[key] = value
         self._valid[key] = True
 
@@ -367,7 +368,8 @@ class ndarray:  # noqa: N801 - CuPy's name
 
 
 def _poison(out):
-    np.frombuffer(memoryview(out).cast("B"), "u1")[...] = 0xFF if out.flags.c_contiguous else out.fill(0)
+    """Fill host memory whose copy is still under way with not-a-number."""
+    (out if out.flags.c_contiguous else out.T).reshape(-1).view("u1")[...] = 0xFF
 
 
 def started():

@@ -32,6 +32,17 @@ class OutOfMemoryError(MemoryError):
         super().__init__(text + (f", limit set to: {limit:,} bytes)." if limit else ")."))
 
 
+class CompileException(Exception):  # noqa: N818 - CuPy's name
+    """As cupy.cuda.compiler.CompileException: the message is NVRTC's log."""
+
+    def __init__(self, msg, source, name, options, backend="nvrtc"):
+        super().__init__(msg)
+        self._msg, self.source, self.name, self.options, self.backend = msg, source, name, options, backend
+
+    def get_message(self):
+        return self._msg
+
+
 class CUBLASError(RuntimeError):
     """As cupy_backends.cuda.libs.cublas.CUBLASError."""
 

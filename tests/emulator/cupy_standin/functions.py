@@ -132,8 +132,8 @@ def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
     return array(a, dtype, bool(copy), order or "K", blocking=blocking)
 
 
-def asanyarray(a, dtype=None, order=None, *, blocking=False):
-    return asarray(a, dtype, order, blocking=blocking)
+def asanyarray(a, dtype=None, order=None, *, copy=None, blocking=False):
+    return asarray(a, dtype, order, copy=copy, blocking=blocking)
 
 
 def ascontiguousarray(a, dtype=None):

@@ -52,6 +52,7 @@ def _cupy():
         "promote_types": np.promote_types,
         "is_available": devices.is_available,
         "get_default_memory_pool": lambda: state.machine().pool,
+        "get_default_pinned_memory_pool": memory.PinnedMemoryPool,
         "__version__": getattr(real.cupy(), "__version__", "14.0.0"),
     }
     return _module("cupy", content)
@@ -59,7 +60,7 @@ def _cupy():
 
 def _cuda(tree):
     content = _functions_of(streams, "Stream", "Event", "get_current_stream", "get_elapsed_time")
-    content |= _functions_of(memory, "MemoryPool", "MemoryPointer", "alloc", "alloc_pinned_memory")
+    content |= _functions_of(memory, "MemoryPool", "PinnedMemoryPool", "MemoryPointer", "alloc", "alloc_pinned_memory")
     content |= _functions_of(devices, "Device", "get_device_id", "is_available")
     content |= {"get_cublas_handle": cublas.get_cublas_handle, "cublas": tree["cupy_backends.cuda.libs.cublas"]}
     return _module("cupy.cuda", content)
@@ -89,6 +90,7 @@ def module_tree():
             "cupy.cuda.stream", _functions_of(streams, "Stream", "Event", "get_current_stream", "get_elapsed_time")
         ),
         "cupy.cuda.pinned_memory": _module("cupy.cuda.pinned_memory", _functions_of(memory, "alloc_pinned_memory")),
+        "cupy.cuda.compiler": _module("cupy.cuda.compiler", {"CompileException": errors.CompileException}),
         "cupy.linalg": _module("cupy.linalg", {function.__name__: function for function in linalg.EXPORTED}),
         "cupyx.scipy.linalg": _module("cupyx.scipy.linalg", {"solve_triangular": linalg.solve_triangular}),
     }

@@ -4,6 +4,7 @@ Addresses are never used twice, so a pointer into freed memory is always seen.
 """
 
 import bisect
+import threading
 import weakref
 
 import numpy as np
@@ -87,8 +88,9 @@ class MemoryPool:
     """As cupy.cuda.MemoryPool, all devices in one; figures are of the current device."""
 
     def __init__(self, allocator=None):
+        self._lock = threading.RLock()
         self._arenas = {}
-        self._live, self._starts = {}, []
+        self._live, self._starts, self._next_address = {}, [], 0x7F0000000000
 
     def _arena(self, device=None):
         device = machine().device if device is None else device
@@ -128,16 +130,14 @@ class MemoryPool:
         here = machine()
         device = here.device
         arena, rounded = self._arena(device), -(-size // UNIT) * UNIT
-        self._take(arena, rounded, here.facts[device].total_memory)
-        here.counters.allocations += 1
-        address = 0x7F0000000000 + next(here.addresses) * UNIT
-        for _ in range(rounded // UNIT + 1):  # leave room, so that an overrun finds nobody
-            next(here.addresses)
-        block = Allocation(address, size, device)
-        key = block.address
-        self._live[key] = weakref.ref(block)
-        bisect.insort(self._starts, key)
-        weakref.finalize(block, self._release, arena, key, rounded)
+        with self._lock:
+            self._take(arena, rounded, here.facts[device].total_memory)
+            here.counters.allocations += 1
+            block = Allocation(self._next_address, size, device)
+            self._next_address += rounded + UNIT  # leave room, so that an overrun finds nobody
+            self._live[block.address] = weakref.ref(block)
+            bisect.insort(self._starts, block.address)
+        weakref.finalize(block, self._release, arena, block.address, rounded)
         return MemoryPointer(block, 0)
 
     def _take(self, arena, rounded, memory):
@@ -156,11 +156,12 @@ class MemoryPool:
         arena.used += rounded
 
     def _release(self, arena, key, rounded):
-        arena.used -= rounded
-        if rounded:
-            bisect.insort(arena.free, rounded)
-        del self._live[key]
-        self._starts.remove(key)
+        with self._lock:
+            arena.used -= rounded
+            if rounded:
+                bisect.insort(arena.free, rounded)
+            del self._live[key]
+            del self._starts[bisect.bisect_left(self._starts, key)]
 
     def find(self, address, nbytes):
         """Return the allocation around an address, and the offset in it."""
@@ -172,6 +173,16 @@ class MemoryPool:
             offset = address - block.address
             raise Fault("bounds", f"{nbytes} bytes at offset {offset} of a {block.nbytes}-byte allocation")
         return block, address - block.address
+
+
+class PinnedMemoryPool:
+    """As cupy.cuda.PinnedMemoryPool; it keeps nothing."""
+
+    def n_free_blocks(self):
+        return 0
+
+    def free_all_blocks(self):
+        machine().check_driver()
 
 
 def alloc(size):

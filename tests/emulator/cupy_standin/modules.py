@@ -7,6 +7,7 @@ from emulator.ptx import Buffer, Fault, launch, load_program
 
 from . import signatures
 from .array import ndarray
+from .errors import CompileException
 from .memory import MemoryPointer
 from .state import SHARED_DEFAULT, machine
 from .streams import touch
@@ -34,7 +35,7 @@ class RawKernel:
 
     def _set_up(self, code, name, options, names):
         self.name, self.code, self.options, self._facts = name, code, options, machine().facts[machine().device]
-        compiled = toolchain.compile_ptx(code, names, self._facts.architecture, options)
+        compiled = _compile(code, names, self._facts, options)
         self._ptx, self._symbol = compiled.ptx, compiled.symbols[name]
         self._program = load_program(self._ptx, self._symbol)
         self._parameters = signatures.of_kernel(code, name)
@@ -171,7 +172,7 @@ class RawModule:
     def compile(self, log_stream=None):
         machine().check_driver()
         facts = machine().facts[machine().device]
-        toolchain.compile_ptx(self.code, self._names or (), facts.architecture, self.options)
+        _compile(self.code, self._names or (), facts, self.options)
 
     def get_function(self, name):
         machine().check_driver()
@@ -179,6 +180,13 @@ class RawModule:
         if name not in names:
             raise KeyError(f"{name} was not given in name_expressions")
         return RawKernel._of_module(self.code, name, self.options, names)
+
+
+def _compile(code, names, facts, options):
+    try:
+        return toolchain.compile_ptx(code, names, facts.architecture, options)
+    except toolchain.CompileError as error:
+        raise CompileException(str(error), code, "kernels.cu", options) from error
 
 
 def _check_options(options, backend):

@@ -99,7 +99,6 @@ class Machine:
         from .streams import Stream
 
         self.local = PerThread()
-        self.addresses = itertools.count(1)
         self.pool = MemoryPool()
         self.host_clock = {}
         self.stream_numbers = itertools.count(1)

@@ -14,6 +14,8 @@ from emulator.ptx import Fault
 
 from .state import machine
 
+MANY_ACCESSES = 64  # per allocation, before the books are cleared
+
 
 class _StreamType(type):
     @property
@@ -179,18 +181,23 @@ def touch(block, view, writing):
     Raises a Fault when another stream touched the same bytes, one of the two writes, and nothing orders
     the two.
     """
-    stream = machine().stream_of(block.device)
     if not view.size:
         return
-    for (number, wrote, *_), (other, tick) in list(block.accesses.items()):
+    here = machine()
+    stream = here.stream_of(block.device)
+    accesses = block.accesses
+    if here.streams:
+        _check_order(accesses, stream, view, writing)
+    if len(accesses) > MANY_ACCESSES:  # what the host has waited for is before everything it starts now
+        for key, (_, tick) in list(accesses.items()):
+            if here.host_clock.get(key[0], 0) >= tick:
+                del accesses[key]
+    key = (stream.number, writing, view.__array_interface__["data"][0], view.shape, view.strides)
+    accesses[key] = (view, stream._clock.get(stream.number, 0))
+
+
+def _check_order(accesses, stream, view, writing):
+    for (number, wrote, *_), (other, tick) in list(accesses.items()):
         ordered = number == stream.number or stream._clock.get(number, 0) >= tick
         if not ordered and (writing or wrote) and np.shares_memory(view, other):
             raise Fault("race", f"{stream!r} touches memory that an unfinished operation of another stream touches")
-    interface = view.__array_interface__
-    key = (stream.number, writing, interface["data"][0], interface["shape"], view.strides)
-    if writing:  # what is ordered behind this write need not be compared with what was before it
-        for old, (_, tick) in list(block.accesses.items()):
-            known = old[0] == stream.number or stream._clock.get(old[0], 0) >= tick
-            if known and old[2:] == key[2:]:
-                del block.accesses[old]
-    block.accesses[key] = (view, stream._clock.get(stream.number, 0))

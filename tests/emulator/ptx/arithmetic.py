@@ -231,17 +231,18 @@ def reciprocal_sqrt(x):
     return (1.0 / np.sqrt(x.astype("f8"))).astype(x.dtype)
 
 
+def _upper_half(x):
+    return (np.ascontiguousarray(x).view("u8") & np.uint64(0xFFFFFFFF00000000)).view("f8")
+
+
 def gross_reciprocal64(x):
     """rcp.approx.ftz.f64 uses and delivers only the upper 32 bits."""
-    upper = np.uint64(0xFFFFFFFF00000000)
-    kept = (np.ascontiguousarray(x).view("u8") & upper).view("f8")
-    return (np.ascontiguousarray(1.0 / kept).view("u8") & upper).view("f8")
+    return _upper_half(1.0 / _upper_half(x))
 
 
 def gross_reciprocal_sqrt64(x):
-    """rsqrt.approx.f64: keep 22 bits, so that code relying on more is seen."""
-    upper = np.uint64(0xFFFFFFFF80000000)
-    return (np.ascontiguousarray(1.0 / np.sqrt(x)).view("u8") & upper).view("f8")
+    """rsqrt.approx.ftz.f64, likewise."""
+    return _upper_half(1.0 / np.sqrt(_upper_half(x)))
 
 
 # ---- conversion and comparison ----------------------------------------------------------------
@@ -305,3 +306,10 @@ def comparison(name, is_float):
         unordered = COMPARE[name[:-1]]
         return lambda a, b: unordered(a, b) | np.isnan(a) | np.isnan(b)
     return COMPARE.get(name)
+
+
+def extremum(name, dtype, mods):
+    """Return the function of max or min; for floats a NaN loses unless the modifiers say it wins."""
+    if dtype.kind != "f" or "NaN" in mods:
+        return np.maximum if name == "max" else np.minimum
+    return np.fmax if name == "max" else np.fmin
