@@ -410,7 +410,8 @@ class TestCurvature:
         sums = CurvatureSums(np, *shape[1:], plan)
         single = data.cast(dtype)
         for start in range(0, shape[0], 5):
-            curvature(block_of(single, slice(start, start + 5)), single.params, scale, sums)
+            block = block_of(single, slice(start, start + 5))
+            curvature(block.X, block.weights, single.params, scale, sums)
         same_logits = data.params / np.append(scale, 1)[:, np.newaxis, np.newaxis]
         gram, classes = reference.curvature(data.X * scale, data.full_weights(), same_logits)
         size = np.abs(gram).max() + shape[0]
@@ -422,6 +423,6 @@ class TestCurvature:
     def test_full_factors_are_symmetric(self):
         data = make_data(31, 4, 2, 5, weights="each")
         sums = CurvatureSums(np, 4, 2, 5, MetricPlan(FLOAT64, 31, 1, True, True, 0))
-        curvature(block_of(data), data.params, np.ones(4), sums)
+        curvature(block_of(data).X, block_of(data).weights, data.params, np.ones(4), sums)
         assert_close(sums.gram, sums.gram.T, 1e-15)
         assert_close(sums.classes, sums.classes.transpose(0, 2, 1), 1e-15)

@@ -3,7 +3,7 @@ import pytest
 from oracle import assert_close
 
 from gpusoftmax.backends.cpu import NumpyBackend
-from gpusoftmax.solvers.pairs import Candidate, Pairs
+from gpusoftmax.solvers.pairs import Pairs
 
 
 def two_loop(pairs, g, apply_metric):
@@ -21,17 +21,15 @@ def two_loop(pairs, g, apply_metric):
 def push(pairs, problem, s, y, Hy):
     """Add a pair of one problem; the other problems' candidates stay candidates."""
     n_problems, _, n_params = pairs.vectors.shape
-    rows = np.zeros((5, n_problems, n_params))
-    rows[2:, problem] = s, y, Hy
-    candidate = Candidate(*rows)
-    pairs.hold(candidate)
-    pairs.accept(np.arange(n_problems) == problem, pairs.products(candidate))
+    point = np.zeros((3, n_problems, n_params))
+    point[:, problem] = s, y, Hy
+    pairs.hold(point, np.zeros_like(point))
+    pairs.accept(np.arange(n_problems) == problem, pairs.products(*point[1:]))
 
 
 def inverse_hessian(pairs, g, Hg):
     """Return each problem's inverse Hessian times g, given the metric times g."""
-    zeros = np.zeros_like(g)
-    products = pairs.products(Candidate(g, Hg, zeros, zeros, zeros))
+    products = pairs.products(g, Hg)
     a, b, c = pairs.coefficients(products.Sg, products.YHg)
     c = c[:, np.newaxis]
     return c * Hg + pairs.combine(c * a, b)

@@ -1,7 +1,5 @@
 """The one place where a device is chosen, by name."""
 
-from importlib.util import find_spec
-
 from gpusoftmax.backends.base import Backend
 from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.backends.cuda import CupyBackend
@@ -31,8 +29,8 @@ def get_backend(device: str) -> Backend:
 
 def _has_gpu() -> bool:
     """Say whether CuPy is installed and has a GPU."""
-    if find_spec("cupy") is None:
+    try:
+        import cupy
+    except ImportError:
         return False
-    import cupy
-
     return bool(cupy.is_available())

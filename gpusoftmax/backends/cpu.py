@@ -143,7 +143,8 @@ class NumpyPass:
 
         def run(lane: int, _: Workspace) -> Iterator[None]:
             for start in starts[lane :: plan.n_lanes]:
-                curvature(self.source.block(rows[start : start + plan.block_rows]), compute, scale, lanes[lane])
+                block = self.source.block(rows[start : start + plan.block_rows])
+                curvature(block.X, block.weights, compute, scale, lanes[lane])
                 yield
 
         self._crew.map(run, range(plan.n_lanes))

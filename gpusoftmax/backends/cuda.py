@@ -15,7 +15,7 @@ from gpusoftmax.kernels.cuda import Kernels, gemm
 from gpusoftmax.kernels.curvature import CurvatureSums, curvature
 from gpusoftmax.plan import MetricPlan
 from gpusoftmax.plan_cuda import CudaFacts, CudaPlan
-from gpusoftmax.sources import ArraySource, Block
+from gpusoftmax.sources import ArraySource
 
 PRECISIONS = {"float32": "float32_pedantic", "float64": "float64"}  # of products, whatever mode cuBLAS is in
 INSTALL = "pip install 'gpusoftmax[cuda13]' (or [cuda12], by the driver's CUDA version)"
@@ -145,7 +145,7 @@ class _Forward:
         self.plan = plan
         xp, rows = backend.cupy, plan.block_rows
         self.params = xp.empty((plan.n_features + 1, plan.n_columns), plan.dtype)
-        self.z = None if plan.is_one_kernel else xp.empty((rows, plan.n_columns), plan.dtype)
+        self.z: Any = None if plan.is_one_kernel else xp.empty((rows, plan.n_columns), plan.dtype)
         self.rows = None if source.is_direct else xp.empty(rows * plan.n_features, plan.dtype)
         self.handle = xp.cuda.device.get_cublas_handle()
 
@@ -201,10 +201,10 @@ class CupyPass:
         self._gradient = xp.empty(shape, plan.gradient_dtype)
         n_tiles = launches.n_tiles(plan.n_rows)
         self._tile_loss = xp.empty((plan.n_problems, n_tiles))
-        self._row_loss = xp.empty((plan.n_problems, plan.block_rows)) if plan.needs_row_losses else None
+        self._row_loss: Any = xp.empty((plan.n_problems, plan.block_rows)) if plan.needs_row_losses else None
         self._total = xp.empty(plan.n_problems)
         part = shape if plan.is_one_kernel else (plan.n_features, plan.n_columns)
-        self._parts = xp.empty((plan.n_parts, *part), plan.dtype) if plan.n_parts else None
+        self._parts: Any = xp.empty((plan.n_parts, *part), plan.dtype) if plan.n_parts else None
         n_sums = 0 if plan.is_one_kernel else launches.column_sum_parts(plan.block_rows)
         self._column_sums = xp.empty((n_sums, plan.n_columns))
 
@@ -264,12 +264,13 @@ class CupyPass:
         """Return the metric's sums over `rows`, block by block."""
         backend = self.backend
         compute, scale = params.astype(self.dtype, copy=False), backend.to_device(scale)
-        sums = CurvatureSums(backend.cupy, len(scale), *params.shape[1:], plan)
+        _, n_problems, n_classes = params.shape
+        sums = CurvatureSums(backend.cupy, len(scale), n_problems, n_classes, plan)
         for start in range(0, len(rows), plan.block_rows):
             chosen = backend.to_device(rows[start : start + plan.block_rows])
             weights = self._rows.weights
-            block = Block(self.source.features(chosen), None, None if weights is None else weights[chosen])
-            curvature(block, compute, scale, sums)
+            X = self.source.features(chosen)
+            curvature(X, None if weights is None else weights[chosen], compute, scale, sums)
         return sums
 
     def select(self, active: np.ndarray) -> "CupyPass":
@@ -285,7 +286,9 @@ class _Rows:
         self.xp = xp
         self.targets = backend.to_device(source.targets, dtype if plan.is_soft else np.int32)
         self.weights = None if source.weights is None else backend.to_device(source.weights, dtype)
-        self.class_weight = self.factor = self.buffer = None
+        self.class_weight: Any = None
+        self.factor: Any = None
+        self.buffer: Any = None
         if source.class_weight is None:
             return
         class_weight = backend.to_device(source.class_weight, dtype)

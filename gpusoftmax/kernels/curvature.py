@@ -6,7 +6,6 @@ Whatever namespace `xp` the arrays belong to computes it, so this is no place fo
 import numpy as np
 
 from gpusoftmax.plan import MetricPlan
-from gpusoftmax.sources import Block
 
 
 def softmax(xp, z) -> None:
@@ -31,16 +30,16 @@ class CurvatureSums:
         self.weight += other.weight
 
 
-def curvature(block: Block, params, scale, sums: CurvatureSums) -> None:
-    """Add a block's curvature, for features multiplied by `scale`, to the sums."""
+def curvature(X, weights, params, scale, sums: CurvatureSums) -> None:
+    """Add the curvature of some rows, for features multiplied by `scale`, to the sums; weights None are ones."""
     xp = sums.xp
     n_features, (n_problems, n_classes) = len(params) - 1, params.shape[1:]
-    rows = len(block.X)
-    z = params[:-1].reshape(n_features, -1).T @ block.X.T
+    rows = len(X)
+    z = params[:-1].reshape(n_features, -1).T @ X.T
     z += params[-1].reshape(-1, 1)
     y = z.reshape(n_problems, n_classes, rows)
     softmax(xp, y)
-    given = xp.ones((rows, 1)) if block.weights is None else block.weights
+    given = xp.ones((rows, 1)) if weights is None else weights
     weights = xp.broadcast_to(given.T[:, np.newaxis].astype(y.dtype), (n_problems, 1, rows))
     weighted = y * weights
     total = weighted.sum(axis=2, dtype=np.float64)
@@ -52,7 +51,7 @@ def curvature(block: Block, params, scale, sums: CurvatureSums) -> None:
     trace = (weights[:, 0] - xp.einsum("pkn,pkn->pn", weighted, y)).sum(axis=0)
     sums.weight += weights.sum(axis=(1, 2), dtype=np.float64)
     root = xp.sqrt(xp.maximum(trace, 0))
-    scaled = block.X * scale.astype(y.dtype)
+    scaled = X * scale.astype(y.dtype)
     scaled *= root[:, np.newaxis]
     if sums.gram.ndim == 2:
         sums.gram[:-1, :-1] += scaled.T @ scaled

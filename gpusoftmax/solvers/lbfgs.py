@@ -16,7 +16,7 @@ import numpy as np
 
 from gpusoftmax.solvers.base import Callback, Metric, Objective, Progress, Solution, Status
 from gpusoftmax.solvers.line_search import Bracket, is_acceptable, is_too_short, next_step
-from gpusoftmax.solvers.pairs import Candidate, Pairs, Products, dot
+from gpusoftmax.solvers.pairs import Pairs, Products, dot
 
 STEP_GROWTH = 8.0  # of the first trial over the last step taken, up to one: where units are too long, they stay so
 MAX_TRIALS = 30  # of one line search
@@ -200,7 +200,7 @@ class _Run:
         """Evaluate every problem's trial step; take those that are acceptable, propose others for the rest."""
         state, vectors = self.state, self.vectors
         x = vectors.x + self.per_problem(state.step) * vectors.direction
-        trial, candidate = self.try_out(x)
+        trial, point = self.try_out(x)
         state.n_trials += 1
         acceptable = is_acceptable(state.bracket, state.step, trial.value, trial.slope, self.noise)
         is_last = (state.n_trials >= MAX_TRIALS) | ~trial.has_moved
@@ -211,7 +211,7 @@ class _Run:
             state.step = np.where(taken, state.step, steps)
             _assign(state.bracket, ~taken, bracket)
 
-        self.take(taken, x, trial, candidate)
+        self.take(taken, trial, point)
         is_hopeless = failed & ~self.pairs.age.any(axis=1)
         if failed.any():
             self.pairs.forget(np.flatnonzero(failed))
@@ -221,28 +221,31 @@ class _Run:
         limit = np.where(np.isfinite(trial.value), Status.PRECISION_REACHED, Status.NON_FINITE)
         self.end(np.where(is_hopeless, limit, self.judge()))
 
-    def try_out(self, x) -> tuple[_Trial, Candidate]:
-        """Evaluate trial points and read all that the host needs to know of them, however it decides: one wait."""
+    def try_out(self, x) -> tuple[_Trial, tuple]:
+        """Evaluate trial points and read all that the host needs to know of them, however it decides: one wait.
+
+        Also return the points: params, gradients and the metric times those.
+        """
         vectors = self.vectors
         value, g = self.evaluate(self.state.problem, x)
         Hg = self.apply_metric(g)
-        new = Candidate(g, Hg, x - vectors.x, g - vectors.gradient, Hg - vectors.preconditioned)
-        self.pairs.hold(new)
-        slope, squared_norm, has_moved = dot(g, vectors.direction), dot(g, Hg), (new.s != 0).any(axis=1)
+        point = x, g, Hg
+        self.pairs.hold(point, (vectors.x, vectors.gradient, vectors.preconditioned))
+        slope, squared_norm, has_moved = dot(g, vectors.direction), dot(g, Hg), (x != vectors.x).any(axis=1)
         value, norm, slope, squared_norm, has_moved, *products = self.read(
-            value, abs(g).max(axis=1), slope, squared_norm, has_moved, *self.pairs.products(new)
+            value, abs(g).max(axis=1), slope, squared_norm, has_moved, *self.pairs.products(g, Hg)
         )
-        return _Trial(value, norm, slope, squared_norm, has_moved != 0, Products(*products)), new
+        return _Trial(value, norm, slope, squared_norm, has_moved != 0, Products(*products)), point
 
-    def take(self, taken: np.ndarray, x, trial: _Trial, new: Candidate) -> None:
+    def take(self, taken: np.ndarray, trial: _Trial, point: tuple) -> None:
         """Move problems to their trial points and remember how the gradient changed."""
         if not taken.any():
             return
-        state, vectors = self.state, self.vectors
+        state, vectors, (x, g, Hg) = self.state, self.vectors, point
         self.pairs.accept(taken, trial.products)
         vectors.x = self.choose(taken, x, vectors.x)
-        vectors.gradient = self.choose(taken, new.g, vectors.gradient)
-        vectors.preconditioned = self.choose(taken, new.Hg, vectors.preconditioned)
+        vectors.gradient = self.choose(taken, g, vectors.gradient)
+        vectors.preconditioned = self.choose(taken, Hg, vectors.preconditioned)
         state.value = np.where(taken, trial.value, state.value)
         state.gradient_norm = np.where(taken, trial.gradient_norm, state.gradient_norm)
         state.squared_norm = np.where(taken, trial.squared_norm, state.squared_norm)

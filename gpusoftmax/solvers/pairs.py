@@ -14,19 +14,6 @@ import numpy as np
 from gpusoftmax.arrays import Arrays
 
 
-class Candidate(NamedTuple):
-    """Vectors (n_problems, n_params) of a trial point.
-
-    Its gradient g, the metric times that, Hg, and differences to the current point: s of params, y of g, Hy of Hg.
-    """
-
-    g: np.ndarray
-    Hg: np.ndarray
-    s: np.ndarray
-    y: np.ndarray
-    Hy: np.ndarray
-
-
 class Products(NamedTuple):
     """Inner products (n_problems, n_slots) of stored vectors with a candidate's, and (n_problems,) of its own."""
 
@@ -74,17 +61,29 @@ class Pairs:
     def n_slots(self) -> int:
         return self.age.shape[1]
 
-    def hold(self, new: Candidate) -> None:
-        """Store a candidate's differences in its slot."""
-        rows, slot = self.arrays.xp.arange(len(self.candidate)), self.arrays.to_device(self.candidate)
-        for i, vector in enumerate((new.y, new.s, new.Hy)):
-            self.vectors[rows, slot + i * self.n_slots] = vector
+    def hold(self, new, old) -> None:
+        """Store the candidates: from old to new points, each params, gradient g and the metric times that, Hg."""
+        for place, after, before in zip(self._places(), new, old, strict=True):
+            self.vectors[place] = after - before
 
-    def products(self, new: Candidate) -> Products:
-        """Return the inner products with a held candidate's vectors, not yet on the host."""
+    def products(self, g, Hg) -> Products:
+        """Return the inner products with the held candidates and their points' g and Hg, not yet on the host."""
         Y, S = self.vectors[:, : self.n_slots], self.vectors[:, self.n_slots : 2 * self.n_slots]
-        pairs = (S, new.g), (S, new.y), (Y, new.s), (Y, new.Hg), (Y, new.Hy)
-        return Products(*(times(stored, v) for stored, v in pairs), *(dot(v, v) for v in (new.s, new.y)))
+        s, y, Hy = self._places()  # each a copy where it is read: one at a time
+        return Products(
+            Sg=times(S, g),
+            Sy=times(S, self.vectors[y]),
+            Ys=times(Y, self.vectors[s]),
+            YHg=times(Y, Hg),
+            YHy=times(Y, self.vectors[Hy]),
+            ss=dot(self.vectors[s], self.vectors[s]),
+            yy=dot(self.vectors[y], self.vectors[y]),
+        )
+
+    def _places(self):
+        """Return where the candidates' s, y and Hy are among the vectors."""
+        rows, slot, n = self.arrays.xp.arange(len(self.age)), self.arrays.to_device(self.candidate), self.n_slots
+        return (rows, slot + n), (rows, slot), (rows, slot + 2 * n)
 
     def differences_times(self, vectors):
         """Return the inner products of Y with one vector a problem, (n_problems, n_slots), not yet on the host."""
