@@ -59,6 +59,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     verbose : int, default=0
         Above 0, report progress on standard error.
     device : {"auto", "cpu", "cuda"}, default="auto"
+    precision : {"auto", "highest", "high", "medium"}, default="auto"
+        Of float32 products on a GPU with tensor cores, named as PyTorch names them; elsewhere all are the same. "auto"
+        begins a fit with rounded products (TF32) where products take the time, and ends it with exact ones. "high"
+        (TF32) and "medium" (bfloat16) make do with rounded ones, judged by one exact evaluation at the end: `status_`
+        then says CONVERGED or PRECISION_REACHED. Predictions are exact.
     memory_budget : int or None, default=None
         Most bytes of workspace beside X, y, the weights and the solver's vectors, (n_features + 1) · n_classes numbers
         each; None for what runs best.
@@ -110,6 +115,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
         "device": [StrOptions({"auto", "cpu", "cuda"})],
+        "precision": [StrOptions({"auto", "highest", "high", "medium"})],
         "memory_budget": [Interval(Integral, 1, None, closed="left"), None],
     }
 
@@ -126,6 +132,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         random_state=None,
         verbose=0,
         device="auto",
+        precision="auto",
         memory_budget=None,
     ):
         self.C = C
@@ -138,6 +145,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
         self.device = device
+        self.precision = precision
         self.memory_budget = memory_budget
 
     def fit(self, X, y, sample_weight=None, *, classes=None):
@@ -178,6 +186,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
                     label_smoothing=self.label_smoothing,
                     seed=0 if self.random_state is None else check_random_state(self.random_state).randint(2**31),
                     budget_bytes=self.memory_budget,
+                    precision=self.precision,
                 ),
                 source,
                 LBFGS(tol=self.tol, max_iter=self.max_iter),

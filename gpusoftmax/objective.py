@@ -56,7 +56,7 @@ class SoftmaxObjective:
     @property
     def precision(self) -> float:
         """Relative rounding error of the pass's arithmetic."""
-        return float(np.finfo(self.fused_pass.dtype).eps)
+        return self.fused_pass.rounding
 
     def value_and_grad(self, params):
         """Evaluate every problem's objective and gradient in one pass over the rows.

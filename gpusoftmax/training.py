@@ -9,6 +9,7 @@ from gpusoftmax.objective import MetricRows, SoftmaxObjective
 from gpusoftmax.penalties import L2
 from gpusoftmax.plan import metric_sample, plan_fit
 from gpusoftmax.solvers.base import Callback, Solution
+from gpusoftmax.solvers.ladder import climb
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource, feature_range, sample_rows, weight_per_class
 
@@ -29,6 +30,9 @@ class Training:
         Of the sample of rows from which the metric is estimated.
     budget_bytes : int or None
         Most bytes of workspace; None for what runs best.
+    precision : {"auto", "highest", "high", "medium"}
+        Of products on a GPU whose tensor cores round float32. "auto" begins with rounded ones where that saves time and
+        ends with exact ones; "high" (TF32) and "medium" (bfloat16) do with rounded ones, but for a last evaluation.
     """
 
     C: np.ndarray
@@ -37,6 +41,7 @@ class Training:
     label_smoothing: float = 0.0
     seed: int = 0
     budget_bytes: int | None = None
+    precision: str = "auto"
 
 
 def train(
@@ -113,7 +118,10 @@ def train(
         metric_rows=MetricRows(metric_plan, rows, feature_scale(low, high)),
     )
     with backend.session():
-        solution = solver.minimize(objective, backend.to_device(params), callback)
+        passes = [*objective.fused_pass.cheaper(training.precision), objective.fused_pass]
+        objectives = [replace(objective, fused_pass=each) for each in passes]
+        is_exact = training.precision in ("auto", "highest")
+        solution = climb(solver, objectives, backend.to_device(params), callback, is_exact=is_exact)
         return replace(solution, params=backend.to_host(solution.params)), center
 
 

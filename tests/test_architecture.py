@@ -34,6 +34,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "solvers.line_search",
     "solvers.pairs",
     "solvers.lbfgs",
+    "solvers.ladder",
     "callbacks",
     "training",
     "estimator",

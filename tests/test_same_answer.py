@@ -315,6 +315,7 @@ ROUTES = {
     "CUDA, one kernel, blocks of 64 rows": on_cuda(is_one_kernel=True, block_rows=64),
     "CUDA, two products, blocks of 128 rows": on_cuda(is_one_kernel=False, block_rows=128),
     "CUDA, two products in 3 parts": on_cuda(is_one_kernel=False, n_splits=3),
+    "CUDA, rounded products first": on_cuda(is_one_kernel=False, bound="arithmetic"),
     "CUDA, F order": on_cuda(layout=np.asfortranarray),
     "CUDA, float64 storage": on_cuda(layout=lambda X: X.astype(np.float64)),
     "CUDA, smallest budget": on_cuda(budget_bytes=smallest_budget),

@@ -14,16 +14,23 @@ from gpusoftmax.sources import ArraySource
 
 
 class FusedPass(Protocol):
-    """A plan bound to a source: every evaluation is one pass over the rows, in buffers allocated once."""
+    """A plan bound to a source: every evaluation is one pass over the rows, in buffers allocated once.
+
+    `rounding` is the relative rounding error of its products.
+    """
 
     n_rows: int
     dtype: np.dtype
+    rounding: float
 
     def loss_and_gradient(self, params, label_smoothing: float):
         """Return summed losses (n_problems,) in float64 and the gradient's sums, like `params`."""
 
     def curvature(self, params, scale, plan: MetricPlan, rows):
         """Return the metric's sums over `rows`; see `kernels.reference.curvature`."""
+
+    def cheaper(self, precision: str) -> list[Self]:
+        """Return the passes of coarser products, coarsest first, with which `precision` lets a fit begin."""
 
     def select(self, active: np.ndarray) -> Self:
         """Return the pass of the problems in `active`."""

@@ -85,6 +85,7 @@ class NumpyPass:
         self.plan = plan
         self.n_rows = plan.n_rows
         self.dtype = plan.dtype
+        self.rounding = float(np.finfo(plan.dtype).eps)
         self._crew = _Crew(plan, shares_tasks=plan.is_shared)
 
     def loss_and_gradient(self, params: np.ndarray, label_smoothing: float):
@@ -151,6 +152,9 @@ class NumpyPass:
         for other in lanes[1:]:
             lanes[0].add(other)
         return lanes[0]
+
+    def cheaper(self, precision: str) -> list["NumpyPass"]:
+        return []
 
     def select(self, active: np.ndarray) -> "NumpyPass":
         """Return the pass of the problems in `active`, planned anew."""

@@ -4,6 +4,7 @@ The host waits for the device where `to_host` is called, and nowhere else.
 """
 
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,10 @@ from gpusoftmax.plan import MetricPlan
 from gpusoftmax.plan_cuda import CudaFacts, CudaPlan
 from gpusoftmax.sources import ArraySource
 
-PRECISIONS = {"float32": "float32_pedantic", "float64": "float64"}  # of products, whatever mode cuBLAS is in
+IEEE = {"float32": "float32_pedantic", "float64": "float64"}  # products, whatever mode cuBLAS is in
+ROUNDING = {"tf32": 2.0**-11, "bfloat16": 2.0**-9}  # of the factors of coarser products
+COARSER = {"auto": ["tf32"], "highest": [], "high": ["tf32"], "medium": ["bfloat16"]}
+TENSOR_CORES = 80  # first compute capability whose tensor cores take float32, rounded
 INSTALL = "pip install 'gpusoftmax[cuda13]' (or [cuda12], by the driver's CUDA version)"
 PREDICTIONS = {"probabilities": "PROBABILITIES", "log_probabilities": "LOG_PROBABILITIES"}
 
@@ -148,6 +152,7 @@ class _Forward:
         self.z: Any = None if plan.is_one_kernel else xp.empty((rows, plan.n_columns), plan.dtype)
         self.rows = None if source.is_direct else xp.empty(rows * plan.n_features, plan.dtype)
         self.handle = xp.cuda.device.get_cublas_handle()
+        self.precision = IEEE[plan.dtype.name]
 
     @property
     def bias(self):
@@ -173,7 +178,7 @@ class _Forward:
         return z
 
     def gemm(self, X, other, out, *, is_transposed: bool = False, beta: float = 0.0) -> None:
-        """Set `out` to ``X @ other + beta · out``, or to that of X transposed, in IEEE arithmetic."""
+        """Set `out` to ``X @ other + beta · out``, or to that of X transposed."""
         is_by_columns = X.strides[-1] != X.itemsize
         gemm(
             self.handle,
@@ -182,7 +187,7 @@ class _Forward:
             out,
             beta=beta,
             transpose_a=is_transposed != is_by_columns,
-            precision=PRECISIONS[self.plan.dtype.name],
+            precision=self.precision,
         )
 
 
@@ -195,6 +200,7 @@ class CupyPass:
         self.plan = plan
         self.n_rows = plan.n_rows
         self.dtype = plan.dtype
+        self.rounding = float(np.finfo(plan.dtype).eps)
         self._forward = _Forward(backend, source, plan)
         self._rows = _Rows(backend, source, plan)
         xp, shape = backend.cupy, (plan.n_features + 1, plan.n_columns)
@@ -273,9 +279,25 @@ class CupyPass:
             curvature(X, None if weights is None else weights[chosen], compute, scale, sums)
         return sums
 
+    def cheaper(self, precision: str) -> list["CupyPass"]:
+        """Return passes whose products round their factors, where tensor cores do that and products take the time."""
+        plan = self.plan
+        is_idle = precision == "auto" and plan.bound != "arithmetic"
+        if plan.is_one_kernel or plan.dtype != np.float32 or plan.facts.compute_capability < TENSOR_CORES or is_idle:
+            return []
+        return [self._with_products(name) for name in COARSER[precision]]
+
+    def _with_products(self, precision: str) -> "CupyPass":
+        """Return this pass, in the same buffers, with products of another precision."""
+        other, other._forward = copy(self), copy(self._forward)
+        other._forward.precision = precision
+        other.rounding = ROUNDING.get(precision, self.rounding)
+        return other
+
     def select(self, active: np.ndarray) -> "CupyPass":
         """Return the pass of the problems in `active`, planned anew."""
-        return self.backend.fused_pass(self.source.select(active), self.plan.with_problems(len(active)))
+        chosen = self.backend.fused_pass(self.source.select(active), self.plan.with_problems(len(active)))
+        return chosen._with_products(self._forward.precision)
 
 
 class _Rows:

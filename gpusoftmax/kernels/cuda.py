@@ -29,6 +29,7 @@ PRECISIONS = {  # name: (name of cuBLAS's compute type, dtype of alpha and beta)
     "float32": ("CUBLAS_COMPUTE_32F", np.float32),
     "float32_pedantic": ("CUBLAS_COMPUTE_32F_PEDANTIC", np.float32),  # whatever math mode the handle is in
     "tf32": ("CUBLAS_COMPUTE_32F_FAST_TF32", np.float32),
+    "bfloat16": ("CUBLAS_COMPUTE_32F_FAST_16BF", np.float32),
 }
 
 
@@ -402,8 +403,8 @@ def gemm(
         Rounded to the compute type. With beta = 0, c may be uninitialised.
     transpose_a, transpose_b : bool
         Whether op transposes.
-    precision : {"float64", "float32", "float32_pedantic", "tf32"}
-        "tf32" rounds float32 inputs to 10 bits of mantissa and is fast.
+    precision : {"float64", "float32", "float32_pedantic", "tf32", "bfloat16"}
+        "tf32" rounds float32 inputs to 10 bits of mantissa and is fast, "bfloat16" to 7 bits and faster.
     """
     from cupy_backends.cuda.libs import cublas
 
