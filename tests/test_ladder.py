@@ -3,13 +3,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from cuda_device import cuda
+from oracle import make_data
 from test_solvers import Separate, quadratic, zeros
 
 from gpusoftmax import SoftmaxRegression
 from gpusoftmax.backends.cuda import CupyBackend
-from gpusoftmax.solvers.base import Status
-from gpusoftmax.solvers.ladder import climb
+from gpusoftmax.solvers.base import Progress, Status
+from gpusoftmax.solvers.ladder import _UntilRounding, climb
 from gpusoftmax.solvers.lbfgs import LBFGS
+from gpusoftmax.sources import ArraySource
 
 
 def rounded(function, rounding):
@@ -104,6 +106,25 @@ def test_a_callback_stops_the_whole_climb(n_calls):
     assert exact.log == []
 
 
+def stops_after(norms, rounding=1e-2):
+    """Return how many evaluations with the given gradient norms a coarse level takes."""
+    stop = _UntilRounding(rounding, None)
+    for n, row in enumerate(np.transpose(norms), 1):
+        if stop(Progress(n, float(n), np.zeros(len(row)), row, 0)):
+            return n
+    return None
+
+
+def test_a_coarse_level_ends_where_every_gradient_is_down_to_its_rounding():
+    assert stops_after([[1.0, 0.5, 0.02, 0.01, 0.005]]) == 4
+    assert stops_after([[1.0, 0.5, 0.02, 0.01, 0.005], [2.0, 1.0, 0.5, 0.1, 0.02]]) == 5
+
+
+def test_a_coarse_level_ends_where_no_gradient_falls_any_more():
+    assert stops_after([[1.0, 0.5, 0.49, 0.48, 0.6, 0.47, 0.1]]) == 6
+    assert stops_after([[1.0, 0.5, 0.49, 0.48, 0.6, 0.47, 0.1], [1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]]) is None
+
+
 @dataclass
 class Listening(CupyBackend):
     """A device that notes the precisions of its products."""
@@ -170,3 +191,15 @@ def test_a_card_without_tensor_cores_for_float32_is_exact(monkeypatch):
 
     turing = Facts(compute_capability="75")
     assert fit_on_cuda(monkeypatch, "high", device=turing)[0] == ["float32_pedantic"]
+
+
+def test_problems_that_leave_take_no_precision_with_them():
+    data = make_data(70, 3, 2, 4)
+    with cuda():
+        backend = Listening({})
+        source = backend.place(ArraySource(data.X, data.targets, data.weights, data.X.dtype))
+        plan = backend.facts().plan_pass(70, 3, 2, 4, data.X.dtype)
+        coarse = backend.fused_pass(source, plan)._with_products("tf32")
+        chosen = coarse.select(np.array([1]))
+        assert chosen._forward.precision == "tf32"
+        assert chosen.rounding == coarse.rounding == 2.0**-11

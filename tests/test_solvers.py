@@ -10,7 +10,7 @@ from oracle import assert_close, make_data
 from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.kernels import reference
 from gpusoftmax.solvers.base import Status
-from gpusoftmax.solvers.lbfgs import LBFGS
+from gpusoftmax.solvers.lbfgs import LBFGS, MAX_TRIALS
 from gpusoftmax.solvers.line_search import Bracket, is_acceptable, is_too_short, next_step
 
 SHAPE = (3, 4)  # params of one problem: (n_features + 1, n_classes)
@@ -337,6 +337,18 @@ class TestProgress:
         kinds = [kind for kind, _ in log]
         assert kinds.count("metric") > 1
         assert solution.n_passes == [kinds.count("evaluate") + 0.25 * kinds.count("metric")]
+
+
+def test_values_that_are_not_finite_for_a_while_leave_nothing_behind():
+    smooth, minimum = quadratic(4)
+    n_calls = iter(range(1000))
+
+    def function(x):  # finite for some steps, then nowhere during a whole line search, then again
+        return never_finite(x) if 5 <= next(n_calls) < 5 + MAX_TRIALS else smooth(x)
+
+    solution, _ = minimize(function)
+    assert solution.status == [Status.CONVERGED]
+    assert_close(solution.params.ravel(), minimum, 1e-7)
 
 
 class TestLineSearch:

@@ -36,7 +36,7 @@ class Pairs:
     vectors : array of shape (n_problems, 3 n_slots, n_params)
         Gradient differences Y, steps S, and the metric times the former, HY.
     SY, YHY : arrays of shape (n_problems, n_slots, n_slots), host, float64
-        Inner products S Yᵀ and Y HYᵀ of pairs; zero where there is none.
+        Inner products S Yᵀ, zero where there is no pair, and Y HYᵀ.
     age : array of shape (n_problems, n_slots), host
         Orders each problem's pairs in time; 0 where there is none.
     candidate : array of shape (n_problems,), host
@@ -97,13 +97,8 @@ class Pairs:
             self.SY[p, slot], self.SY[p, :, slot] = products.Ys[p], products.Sy[p]
             self.YHY[p, slot] = self.YHY[p, :, slot] = products.YHy[p]
             self.age[p, slot] = self.age[p].max() + 1
-            self.drop(p, self.age[p].argmin())
-
-    def drop(self, problem: int, slot: int) -> None:
-        """Let a slot be the candidate's."""
-        self.candidate[problem], self.age[problem, slot] = slot, 0
-        for products in (self.SY[problem], self.YHY[problem]):
-            products[slot] = products[:, slot] = 0
+            self.candidate[p] = oldest = self.age[p].argmin()
+            self.age[p, oldest] = self.SY[p, oldest] = self.SY[p, :, oldest] = 0
 
     def coefficients(self, Sg: np.ndarray, YHg: np.ndarray):
         """Return a, b and c with ``c (H g - HYᵀ a) + Sᵀ b`` the inverse Hessian times g.
@@ -150,8 +145,7 @@ class Pairs:
     def forget(self, problems: np.ndarray) -> None:
         """Drop the pairs of some problems, and whatever their candidate left."""
         self.vectors[self.arrays.to_device(problems)] = 0
-        for known in (self.age, self.SY, self.YHY):
-            known[problems] = 0
+        self.age[problems] = self.SY[problems] = 0
 
     def select(self, kept: np.ndarray) -> Self:
         """Return the pairs of the problems in `kept`."""
