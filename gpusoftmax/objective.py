@@ -79,10 +79,11 @@ class SoftmaxObjective:
         self.penalty.add_gradient(params[:-1], grad[:-1])
         return loss / self.total_weight + self.penalty.value(params[:-1]), grad
 
-    def metric(self, params) -> KroneckerMetric:
-        """Estimate the inverse Hessian at `params` from a sample of the rows."""
+    def metric(self, params, *, is_rough: bool = False) -> KroneckerMetric:
+        """Estimate the inverse Hessian at `params` from a sample of the rows, a rough one from half of it."""
         sample = self.metric_rows
-        sums = self.fused_pass.curvature(params, sample.scale, sample.plan, sample.rows)
+        rows = sample.rows[:: 2 if is_rough else 1]
+        sums = self.fused_pass.curvature(params, sample.scale, sample.plan, rows)
         return kronecker_metric(
             self.arrays,
             sums.gram,
@@ -92,7 +93,7 @@ class SoftmaxObjective:
             sample.scale,
             has_intercept=self.has_intercept,
             precision=self.precision,
-            n_passes=len(sample.rows) / self.fused_pass.n_rows,
+            n_passes=len(rows) / self.fused_pass.n_rows,
         )
 
     def select(self, active) -> Self:

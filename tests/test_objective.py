@@ -230,6 +230,7 @@ class TestMetric:
         objective = make_objective(data)
         some = replace(objective.metric_rows, rows=np.arange(0, N_ROWS, 2))
         assert objective.metric(data.params).n_passes == 1
+        assert objective.metric(data.params, is_rough=True).n_passes == 34 / 67
         assert replace(objective, metric_rows=some).metric(data.params).n_passes == 34 / 67
 
     def test_the_scale_of_its_features_changes_nothing(self):

@@ -51,7 +51,8 @@ class Separate:
             grad[:, p] = np.reshape(g, SHAPE)
         return value, grad
 
-    def metric(self, params):
+    def metric(self, params, *, is_rough):
+        assert is_rough == ("metric" not in [kind for kind, _ in self.log])  # only before the first steps
         self.log.append(("metric", len(self.functions)))
         return DiagonalMetric(np.full(len(self.functions), self.inverse_hessian))
 

@@ -38,8 +38,8 @@ class Objective(Protocol):
     def value_and_grad(self, params):
         """Return values (n_problems,) in float64 and the gradient, of the shape and dtype of `params`."""
 
-    def metric(self, params) -> Metric:
-        """Return an estimate of the inverse Hessian at `params`."""
+    def metric(self, params, *, is_rough: bool) -> Metric:
+        """Return an estimate of the inverse Hessian at `params`; a rough one, for few steps, may cost less."""
 
     def select(self, active: np.ndarray) -> Self:
         """Return the objective of the problems in `active`."""

@@ -182,8 +182,9 @@ class _Run:
         return rows.reshape(-1, n_rows, n_classes).transpose(1, 0, 2)
 
     def refresh_metric(self) -> None:
+        is_first = self.metric is None
         self.metric = None  # its memory serves to make the next
-        self.metric = self.objective.metric(self.to_params(self.vectors.x))
+        self.metric = self.objective.metric(self.to_params(self.vectors.x), is_rough=is_first)
         self.solution.n_passes[self.state.problem] += self.metric.n_passes
         vectors, state = self.vectors, self.state
         vectors.preconditioned = self.apply_metric(vectors.gradient)
