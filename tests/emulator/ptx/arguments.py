@@ -72,7 +72,7 @@ def _start(program, buffers):
         first.aliased = False
         first.start_launch(granule, program.syncs_warps)
         for second in used[:i]:
-            if first is second or _overlap(first.array, second.array):
+            if first is not second and _overlap(first.array, second.array):  # the same Buffer twice is meant
                 first.aliased = second.aliased = True
 
 

@@ -187,7 +187,9 @@ def extract_bits(value, position, length):
     length = (length & np.uint32(255)).astype("i8")
     unsigned = np.ascontiguousarray(value).view(f"u{value.dtype.itemsize}")
     shifted = shift_right(unsigned, position)
-    kept = np.where(length < bits, shifted & (shift_left(np.ones_like(unsigned), length) - unsigned.dtype.type(1)), shifted)
+    kept = np.where(
+        length < bits, shifted & (shift_left(np.ones_like(unsigned), length) - unsigned.dtype.type(1)), shifted
+    )
     kept = np.where(length == 0, unsigned.dtype.type(0), kept)
     if value.dtype.kind == "u":
         return kept

@@ -584,7 +584,12 @@ def _count_bits(program, ins):
         raise Unsupported(str(ins))
     function = {"popc": np.bitwise_count, "clz": math.count_leading_zeros, "bfind": math.highest_bit}[ins.op]
     if "shiftamt" in ins.mods:
-        return apply(program, ins, lambda a: np.where(a == 0, -1, bits - 1 - math.highest_bit(a)).astype("i4"), result=np.dtype("i4"))
+        return apply(
+            program,
+            ins,
+            lambda a: np.where(a == 0, -1, bits - 1 - math.highest_bit(a)).astype("i4"),
+            result=np.dtype("i4"),
+        )
     return apply(program, ins, function, result=np.dtype("i4"))
 
 

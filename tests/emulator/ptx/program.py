@@ -194,7 +194,9 @@ def load_program(ptx, name):
 def _parameters(text):
     found, offset = [], 0
     for declaration in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s.*?)?([\w$]+)(?:\[(\d+)\])?", declaration)
+        match = re.fullmatch(
+            r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s.*?)?([\w$]+)(?:\[(\d+)\])?", declaration
+        )
         if match is None:
             raise Unsupported(declaration)
         size = DTYPES[match[2]].itemsize
