@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import mpmath
 import numpy as np
 from cuda_emulation import device, empty
 
@@ -103,6 +104,43 @@ def make_case(rows, classes, problems=1, dtype="f4", *, size=3.0, targets="label
         normal(rows, problems, stride),
         normal(problems, stride) if bias else None,
     )
+
+
+SURE_TOLERANCE = {"float32": 1e-6, "float64": 2e-14}  # of each entry
+
+
+def make_sure_case(classes, dtype, targets="labels", rows=3):
+    """Return rows whose class 1 rounds to probability one, so that log y and y - 1 would both be zero.
+
+    Also returns the exact losses (rows,) and residuals (rows, classes), from 60 digits.
+    """
+    lead = 20.0 if np.dtype(dtype) == np.float32 else 50.0
+    case = make_case(rows, classes, dtype=dtype, weights="shared", bias=False)
+    z = np.full_like(case.z, 0.5)
+    z[:, :, 1] += lead
+    one_hot = np.zeros((rows, classes), case.dtype)
+    one_hot[:, 1] = 1
+    chosen = {"labels": None, "targets": one_hot} if targets == "soft" else {"labels": np.ones(rows, "i4")}
+    case = replace(case, z=z, **chosen)
+    with mpmath.workdps(60):
+        others = (classes - 1) * mpmath.exp(-lead)
+        loss = float(mpmath.log1p(others))
+        at_target, elsewhere = float(-others / (1 + others)), float(mpmath.exp(-lead) / (1 + others))
+    residual = np.full(classes, elsewhere)
+    residual[1] = at_target
+    weights = case.weights.astype("f8")
+    return case, (weights * loss, np.outer(weights, residual))
+
+
+def sure_hessian(case):
+    """Return s (y v - y (y . v)) of a sure case of float32, (rows, classes), without cancellation."""
+    y = np.exp(-20.0)
+    v = case.direction[:, 0, : case.classes].astype("f8")
+    difference = v - v[:, 1:2]
+    moment = y * difference.sum(axis=1, keepdims=True) / (1 + (case.classes - 1) * y)
+    hessian = y / (1 + (case.classes - 1) * y) * (difference - moment)
+    hessian[:, 1] = -moment[:, 0]
+    return case.full_weights() * hessian
 
 
 @dataclass(frozen=True)

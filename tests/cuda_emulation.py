@@ -42,6 +42,20 @@ class GiantArray:
         self.buffer = SparseBuffer(shape[0] * shape[1], self.dtype, fill)
 
 
+class StretchedArray:
+    """A matrix whose rows lie `row_bytes` apart as a kernel sees them; touching what lies between is a fault."""
+
+    ndim = 2
+    data = SimpleNamespace(ptr=0)
+
+    def __init__(self, array, row_bytes):
+        self.array = np.array(array)
+        self.shape, self.dtype, self.itemsize = array.shape, array.dtype, array.itemsize
+        self.strides = (row_bytes, array.itemsize)
+        self.flags = SimpleNamespace(c_contiguous=False)
+        self.buffer = Buffer(self.array, row_stride=row_bytes)
+
+
 def _aligned(shape, dtype):
     dtype = np.dtype(dtype)
     n_bytes = int(np.prod(shape)) * dtype.itemsize
@@ -142,7 +156,7 @@ def _bind(arg, parameter, buffers):
     """Return an argument as the emulator takes it; an array given twice is one buffer."""
     if arg is None:
         return None
-    if isinstance(arg, GiantArray):
+    if isinstance(arg, GiantArray | StretchedArray):
         return arg.buffer
     if isinstance(arg, DeviceArray):
         return buffers.setdefault(id(arg), Buffer(arg.view(np.ndarray), arg.valid))

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-import mpmath
 import numpy as np
 import pytest
 from cuda_cases import (
+    SURE_TOLERANCE,
     TOLERANCE,
     assert_fused_right,
     assert_right,
@@ -13,8 +13,10 @@ from cuda_cases import (
     largest_error,
     make_case,
     make_fused_case,
+    make_sure_case,
     solve,
     solve_fused,
+    sure_hessian,
 )
 from cuda_emulation import NO_NVRTC, Emulation, GiantArray, device, empty, kernels
 
@@ -25,6 +27,16 @@ pytestmark = pytest.mark.skipif(NO_NVRTC is not None, reason=str(NO_NVRTC))
 
 MANY_ROWS, FEW_ROWS = 70, 5  # a tile and a tail; enough for a kernel that takes a block per row
 CLASSES = [1, 2, 3, 10, 31, 32, 33, 64, 65, 129, 257, 512, 513, 1000, 1025, 4097]
+FUSED_SHAPES = (  # rows, features, classes, problems
+    ((500, 16, 3, 1), {}),
+    ((130, 16, 3, 4), {"label_smoothing": 0.1}),
+    ((130, 54, 7, 1), {"targets": "soft", "label_smoothing": 0.1}),
+    ((70, 1, 1, 1), {}),
+    ((70, 7, 2, 5), {"weights": "shared", "has_intercept": False}),
+    ((1, 33, 10, 2), {"weights": "column"}),
+    ((70, 127, 31, 1), {"weights": None}),
+    ((70, 8, 3, 60), {}),
+)
 ARCHITECTURES = ["compute_75", "compute_90", "compute_120"]
 
 
@@ -70,43 +82,20 @@ class TestResidual:
     @pytest.mark.parametrize("classes", [2, 10, 33, 1000])
     @pytest.mark.parametrize("targets", ["labels", "soft"])
     def test_a_sure_row_keeps_its_digits(self, run, dtype, classes, targets):
-        # exp(-lead) is below the rounding of 1: log y and y - 1 would both be zero.
-        lead = 20.0 if dtype == "f4" else 50.0
-        case = make_case(3, classes, dtype=dtype, weights="shared", bias=False)
-        z = np.full_like(case.z, 0.5)
-        z[:, :, 1] += lead
-        labels = np.ones(3, "i4")
-        one_hot = np.zeros((3, classes), dtype)
-        one_hot[:, 1] = 1
-        case = replace(case, z=z, **{"labels": labels} if targets == "labels" else {"labels": None, "targets": one_hot})
+        case, expected = make_sure_case(classes, dtype, targets)
         answer = solve(run, case)
-        with mpmath.workdps(60):
-            others = (classes - 1) * mpmath.exp(-lead)
-            loss = float(mpmath.log1p(others))
-            at_target, elsewhere = float(-others / (1 + others)), float(mpmath.exp(-lead) / (1 + others))
-        relative = {"f4": 1e-6, "f8": 2e-14}[dtype]
-        weights = case.weights.astype("f8")
-        np.testing.assert_allclose(answer.tile_loss.sum(), weights.sum() * loss, rtol=relative)
-        expected = np.full(classes, elsewhere)
-        expected[1] = at_target
-        np.testing.assert_allclose(answer.output[:, 0, :classes], np.outer(weights, expected), rtol=relative)
+        loss, output = expected
+        relative = SURE_TOLERANCE[case.dtype.name]
+        np.testing.assert_allclose(answer.tile_loss.sum(), loss.sum(), rtol=relative)
+        np.testing.assert_allclose(answer.output[:, 0, :classes], output, rtol=relative)
         log_y = solve(run, case, "LOG_PROBABILITIES").output[:, 0, 1]
-        np.testing.assert_allclose(log_y, -loss, rtol=relative)
+        np.testing.assert_allclose(log_y * case.weights, -loss, rtol=relative)
 
     @pytest.mark.parametrize("classes", [3, 1000])
     def test_the_hessian_of_a_sure_row_keeps_its_digits(self, run, classes):
-        case = make_case(3, classes, weights=None, bias=False)
-        z = np.full_like(case.z, 0.5)
-        z[:, :, 1] += 20
-        case = replace(case, z=z)
+        case, _ = make_sure_case(classes, "f4")
         output = solve(run, case, "HESSIAN").output[:, 0, :classes]
-        y = np.exp(-20.0)
-        v = case.direction[:, 0, :classes].astype("f8")
-        difference = v - v[:, 1:2]
-        moment = y * difference.sum(axis=1, keepdims=True) / (1 + (classes - 1) * y)
-        expected = y * (difference - moment)
-        expected[:, 1] = -moment[:, 0]
-        np.testing.assert_allclose(output, expected, rtol=2e-5, atol=1e-12 * y)
+        np.testing.assert_allclose(output, sure_hessian(case), rtol=2e-5, atol=1e-12 * np.exp(-20))
 
     @pytest.mark.parametrize("out", ["float16", "bfloat16"])
     @pytest.mark.parametrize("classes", [1, 3, 10, 129, 1000])
@@ -334,20 +323,9 @@ class TestBeyondTwoToTheThirtyOne:
 
 
 class TestFused:
-    SHAPES = (  # rows, features, classes, problems
-        ((500, 16, 3, 1), {}),
-        ((130, 16, 3, 4), {"label_smoothing": 0.1}),
-        ((130, 54, 7, 1), {"targets": "soft", "label_smoothing": 0.1}),
-        ((70, 1, 1, 1), {}),
-        ((70, 7, 2, 5), {"weights": "shared", "has_intercept": False}),
-        ((1, 33, 10, 2), {"weights": "column"}),
-        ((70, 127, 31, 1), {"weights": None}),
-        ((70, 8, 3, 60), {}),
-    )
-
     @pytest.mark.parametrize(
         ("dtype", "shape", "options"),
-        [(dtype, *shape) for dtype in ("f4", "f8") for shape in SHAPES] + [("f4", (40, 784, 10, 1), {})],
+        [(dtype, *shape) for dtype in ("f4", "f8") for shape in FUSED_SHAPES] + [("f4", (40, 784, 10, 1), {})],
         ids=str,
     )
     def test_equals_the_reference(self, run, dtype, shape, options):
