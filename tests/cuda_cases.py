@@ -109,25 +109,30 @@ def make_case(rows, classes, problems=1, dtype="f4", *, size=3.0, targets="label
 SURE_TOLERANCE = {"float32": 1e-6, "float64": 2e-14}  # of each entry
 
 
-def make_sure_case(classes, dtype, targets="labels", rows=3):
-    """Return rows whose class 1 rounds to probability one, so that log y and y - 1 would both be zero.
+def sure_class(classes):
+    return 2 * classes // 3
 
-    Also returns the exact losses (rows,) and residuals (rows, classes), from 60 digits.
+
+def make_sure_case(classes, dtype, targets="labels", rows=3):
+    """Return rows one class of which has a probability that rounds to one: log y and y - 1 would both be zero.
+
+    It is in the middle, where no thread's first column is. Also returns the exact losses (rows,) and residuals (rows, classes), from 60 digits.
     """
     lead = 20.0 if np.dtype(dtype) == np.float32 else 50.0
     case = make_case(rows, classes, dtype=dtype, weights="shared", bias=False)
+    label = sure_class(classes)
     z = np.full_like(case.z, 0.5)
-    z[:, :, 1] += lead
+    z[:, :, label] += lead
     one_hot = np.zeros((rows, classes), case.dtype)
-    one_hot[:, 1] = 1
-    chosen = {"labels": None, "targets": one_hot} if targets == "soft" else {"labels": np.ones(rows, "i4")}
-    case = replace(case, z=z, **chosen)
+    one_hot[:, label] = 1
+    chosen = {"labels": None, "targets": one_hot} if targets == "soft" else {"labels": np.full(rows, label, "i4")}
+    case = replace(case, z=z, direction_bias=case.direction[0], **chosen)
     with mpmath.workdps(60):
         others = (classes - 1) * mpmath.exp(-lead)
         loss = float(mpmath.log1p(others))
         at_target, elsewhere = float(-others / (1 + others)), float(mpmath.exp(-lead) / (1 + others))
     residual = np.full(classes, elsewhere)
-    residual[1] = at_target
+    residual[label] = at_target
     weights = case.weights.astype("f8")
     return case, (weights * loss, np.outer(weights, residual))
 
@@ -135,11 +140,12 @@ def make_sure_case(classes, dtype, targets="labels", rows=3):
 def sure_hessian(case):
     """Return s (y v - y (y . v)) of a sure case of float32, (rows, classes), without cancellation."""
     y = np.exp(-20.0)
-    v = case.direction[:, 0, : case.classes].astype("f8")
-    difference = v - v[:, 1:2]
+    label = sure_class(case.classes)
+    v = (case.direction + case.direction_bias)[:, 0, : case.classes].astype("f8")
+    difference = v - v[:, label : label + 1]
     moment = y * difference.sum(axis=1, keepdims=True) / (1 + (case.classes - 1) * y)
     hessian = y / (1 + (case.classes - 1) * y) * (difference - moment)
-    hessian[:, 1] = -moment[:, 0]
+    hessian[:, label] = -moment[:, 0] / (1 + (case.classes - 1) * y)
     return case.full_weights() * hessian
 
 
@@ -154,8 +160,11 @@ class Answer:
         return b"".join(np.ascontiguousarray(a).tobytes() for a in (self.output, self.tile_loss) if a is not None)
 
 
-def solve(kernels, case, mode="GRADIENT", *, out=None, in_place=False, extra_columns=0):
-    """Run the residual kernel on a case; the rows of its matrices are `extra_columns` packs longer than needed."""
+def solve(kernels, case, mode="GRADIENT", *, out=None, in_place=False, extra_columns=0, by_problem=False):
+    """Run the residual kernel on a case.
+
+    The rows of its matrices are `extra_columns` packs longer than needed; `by_problem` stores weights problem by problem.
+    """
     rows, classes, problems = case.shape
     z = _matrix(case.z, extra_columns)
     g = None if mode == "LOSS" else z if in_place else _output(case, out, extra_columns)
@@ -172,7 +181,7 @@ def solve(kernels, case, mode="GRADIENT", *, out=None, in_place=False, extra_col
         labels=device(case.labels),
         targets=device(case.targets),
         label_smoothing=case.label_smoothing,
-        weights=device(case.weights),
+        weights=device(case.weights.T).T if by_problem else device(case.weights),
         tile_loss=tile_loss,
         row_loss=empty((problems, rows)) if has_loss and by_row else None,
         direction=_matrix(case.direction, extra_columns) if mode == "HESSIAN" else None,

@@ -49,7 +49,11 @@ class StretchedArray:
     data = SimpleNamespace(ptr=0)
 
     def __init__(self, array, row_bytes):
-        self.array = np.array(array)
+        wide = np.zeros((len(array), launches.padded(array.shape[1], array.itemsize)), array.dtype)
+        self.array = wide[
+            :, : array.shape[1]
+        ]  # the emulator moves 16 bytes at once: real rows start at multiples of it
+        self.array[...] = array
         self.shape, self.dtype, self.itemsize = array.shape, array.dtype, array.itemsize
         self.strides = (row_bytes, array.itemsize)
         self.flags = SimpleNamespace(c_contiguous=False)

@@ -16,6 +16,7 @@ from cuda_cases import (
     make_sure_case,
     solve,
     solve_fused,
+    sure_class,
     sure_hessian,
 )
 from cuda_emulation import NO_NVRTC, Emulation, GiantArray, device, empty, kernels
@@ -79,7 +80,7 @@ class TestResidual:
         assert_right(case, solve(run, case, mode), mode)
 
     @pytest.mark.parametrize("dtype", ["f4", "f8"])
-    @pytest.mark.parametrize("classes", [2, 10, 33, 1000])
+    @pytest.mark.parametrize("classes", [2, 10, 33, 2100])
     @pytest.mark.parametrize("targets", ["labels", "soft"])
     def test_a_sure_row_keeps_its_digits(self, run, dtype, classes, targets):
         case, expected = make_sure_case(classes, dtype, targets)
@@ -88,7 +89,7 @@ class TestResidual:
         relative = SURE_TOLERANCE[case.dtype.name]
         np.testing.assert_allclose(answer.tile_loss.sum(), loss.sum(), rtol=relative)
         np.testing.assert_allclose(answer.output[:, 0, :classes], output, rtol=relative)
-        log_y = solve(run, case, "LOG_PROBABILITIES").output[:, 0, 1]
+        log_y = solve(run, case, "LOG_PROBABILITIES").output[:, 0, sure_class(classes)]
         np.testing.assert_allclose(log_y * case.weights, -loss, rtol=relative)
 
     @pytest.mark.parametrize("classes", [3, 1000])
@@ -132,8 +133,10 @@ class TestResidual:
 
     @pytest.mark.parametrize("weights", ["shared", "column", "each"])
     def test_weights_are_strided(self, run, weights):
-        case = make_case(MANY_ROWS, 3, 3, weights=weights)
-        assert_right(case, solve(run, case))
+        for classes in (3, 600):
+            case = make_case(rows_for(classes), classes, 3, weights=weights)
+            assert_right(case, solve(run, case))
+            assert_right(case, solve(run, case, by_problem=True))
 
     @pytest.mark.parametrize("classes", [3, 1000])
     def test_a_weight_of_zero_leaves_nothing(self, run, classes):
