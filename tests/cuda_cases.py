@@ -116,7 +116,8 @@ def sure_class(classes):
 def make_sure_case(classes, dtype, targets="labels", rows=3):
     """Return rows one class of which has a probability that rounds to one: log y and y - 1 would both be zero.
 
-    It is in the middle, where no thread's first column is. Also returns the exact losses (rows,) and residuals (rows, classes), from 60 digits.
+    It is in the middle, where no thread's first column is. Also returns the exact losses (rows,) and residuals
+    (rows, classes), from 60 digits.
     """
     lead = 20.0 if np.dtype(dtype) == np.float32 else 50.0
     case = make_case(rows, classes, dtype=dtype, weights="shared", bias=False)
@@ -163,7 +164,7 @@ class Answer:
 def solve(kernels, case, mode="GRADIENT", *, out=None, in_place=False, extra_columns=0, by_problem=False):
     """Run the residual kernel on a case.
 
-    The rows of its matrices are `extra_columns` packs longer than needed; `by_problem` stores weights problem by problem.
+    Rows of its matrices are `extra_columns` packs longer than needed; `by_problem` stores weights problem by problem.
     """
     rows, classes, problems = case.shape
     z = _matrix(case.z, extra_columns)
