@@ -33,22 +33,27 @@ class KernelFacts(NamedTuple):
     shared_bytes: int
 
 
+@functools.lru_cache
+def _nvrtc():
+    """CuPy's bindings, kept for the time when the stand-in hides CuPy."""
+    from cupy.cuda import nvrtc
+
+    nvrtc.getVersion()  # loads the library
+    return nvrtc
+
+
 def why_missing():
     """Return why NVRTC cannot be used here, or None."""
     try:
-        from cupy.cuda import nvrtc
-
-        nvrtc.getVersion()
+        _nvrtc()
     except Exception as error:  # a missing library is an ImportError, a RuntimeError or an OSError
-        return f"NVRTC cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return f"NVRTC cannot be loaded: {type(error).__name__}: {error}".split("\n")[0]
     return None
 
 
 def nvrtc_version():
     """Return (major, minor)."""
-    from cupy.cuda import nvrtc
-
-    return nvrtc.getVersion()
+    return _nvrtc().getVersion()
 
 
 @functools.lru_cache(maxsize=512)
@@ -65,8 +70,7 @@ def compile_ptx(source, names, arch="compute_90", options=()):
     options : tuple of str
         Further NVRTC options.  C++17 is the default, as in CuPy.
     """
-    from cupy.cuda import nvrtc
-
+    nvrtc = _nvrtc()
     standard = () if any("std=" in option for option in options) else ("--std=c++17",)
     program = nvrtc.createProgram(source, "kernels.cu", (), ())
     try:

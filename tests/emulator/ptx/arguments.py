@@ -26,9 +26,8 @@ def bind(program, args):
     if len(args) != len(program.parameters):
         raise TypeError(f"{program.name}: {len(args)} arguments, the kernel has {len(program.parameters)}")
     bound = Bound(program)
-    for index, (parameter, arg) in enumerate(zip(program.parameters, args, strict=True)):
-        if isinstance(arg, np.ndarray) and arg.ndim:
-            arg = Buffer(arg)
+    for index, (parameter, given) in enumerate(zip(program.parameters, args, strict=True)):
+        arg = Buffer(given) if isinstance(given, np.ndarray) and given.ndim else given
         is_buffer = isinstance(arg, (Buffer, SparseBuffer))
         bound.buffers.append(arg if is_buffer else None)
         if is_buffer or arg is None:

@@ -42,10 +42,7 @@ def to_bfloat16_bits(x, mode="rn"):
     if x.dtype.itemsize == 8:
         x = _round_to_odd(x)
     bits = np.ascontiguousarray(x).view("u4")
-    if mode == "rn":
-        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    else:
-        rounded = bits
+    rounded = bits + np.uint32(32767) + (bits >> np.uint32(16) & np.uint32(1)) if mode == "rn" else bits
     return np.where(np.isnan(x), np.uint16(0x7FFF), (rounded >> np.uint32(16)).astype("u2"))
 
 
@@ -234,17 +231,18 @@ def reciprocal_sqrt(x):
     return (1.0 / np.sqrt(x.astype("f8"))).astype(x.dtype)
 
 
+def _upper_half(x):
+    return (np.ascontiguousarray(x).view("u8") & np.uint64(0xFFFFFFFF00000000)).view("f8")
+
+
 def gross_reciprocal64(x):
     """rcp.approx.ftz.f64 uses and delivers only the upper 32 bits."""
-    upper = np.uint64(0xFFFFFFFF00000000)
-    kept = (np.ascontiguousarray(x).view("u8") & upper).view("f8")
-    return (np.ascontiguousarray(1.0 / kept).view("u8") & upper).view("f8")
+    return _upper_half(1.0 / _upper_half(x))
 
 
 def gross_reciprocal_sqrt64(x):
-    """rsqrt.approx.f64: keep 22 bits, so that code relying on more is seen."""
-    upper = np.uint64(0xFFFFFFFF80000000)
-    return (np.ascontiguousarray(1.0 / np.sqrt(x)).view("u8") & upper).view("f8")
+    """rsqrt.approx.ftz.f64, likewise."""
+    return _upper_half(1.0 / np.sqrt(_upper_half(x)))
 
 
 # ---- conversion and comparison ----------------------------------------------------------------

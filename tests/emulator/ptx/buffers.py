@@ -43,14 +43,11 @@ class Buffer:
         self._typed = {}
         self.aliased = False
 
-    def typed(self, dtype, vector):
-        """The storage as elements of `dtype`, or as rows of `vector` of them."""
-        key = (dtype, vector)
-        if key not in self._typed:
-            nbytes = dtype.itemsize * vector
-            whole = self.storage[: len(self.storage) // nbytes * nbytes].view(dtype)
-            self._typed[key] = whole if vector == 1 else whole.reshape(-1, vector)
-        return self._typed[key]
+    def typed(self, dtype):
+        """The storage as elements of `dtype`."""
+        if dtype not in self._typed:
+            self._typed[dtype] = self.storage[: len(self.storage) // dtype.itemsize * dtype.itemsize].view(dtype)
+        return self._typed[dtype]
 
     def locate(self, offset, nbytes):
         """Turn byte offsets into positions in the storage; also say which are outside."""
@@ -125,7 +122,7 @@ class SparseBuffer:
         self.finish_launch()
         if not self._stored.reshape(-1, self.itemsize).all(1)[position // self.itemsize].all():
             raise ValueError("some of these elements have not been written")
-        return self.typed(self.dtype, 1)[position // self.itemsize].copy()
+        return self.typed(self.dtype)[position // self.itemsize].copy()
 
     def written(self):
         """Return the sorted numbers of the elements that hold values on the pages that exist."""
@@ -134,12 +131,10 @@ class SparseBuffer:
         flags = self._stored.reshape(-1, per_page, self.itemsize).all(2)[self._slots]
         return (self._pages[:, np.newaxis] * per_page + np.arange(per_page))[flags]
 
-    def typed(self, dtype, vector):
-        key = (dtype, vector)
-        if key not in self._typed:
-            whole = self.storage.view(dtype)
-            self._typed[key] = whole if vector == 1 else whole.reshape(-1, vector)
-        return self._typed[key]
+    def typed(self, dtype):
+        if dtype not in self._typed:
+            self._typed[dtype] = self.storage.view(dtype)
+        return self._typed[dtype]
 
     def locate(self, offset, nbytes):
         bad = (offset < 0) | (offset + nbytes > self.size)

@@ -15,5 +15,5 @@ class Fault(Exception):  # noqa: N818 - it is the program under test that is in 
         self.kind = kind
 
 
-class Unsupported(NotImplementedError):
+class Unsupported(NotImplementedError):  # noqa: N818 - says what the PTX is
     """The interpreter does not know this piece of PTX; nothing is skipped silently."""

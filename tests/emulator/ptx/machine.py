@@ -4,6 +4,8 @@ All threads of a group of blocks are one NumPy vector.  Each step executes one i
 runnable threads with the smallest program counter, so divergent threads rejoin as soon as possible.
 """
 
+import threading
+
 import numpy as np
 
 from .arguments import bind
@@ -15,6 +17,23 @@ from .warps import WARP, Warps
 
 AT_BARRIER, AT_WARP = 1, 2
 MAX_BLOCK, MAX_GRID = (1024, 1024, 64), (2**31 - 1, 65535, 65535)
+
+
+class _Scratch(threading.local):
+    """Memory for registers, kept between launches: touching new pages costs more than the arithmetic."""
+
+    def __init__(self):
+        self.storage = np.empty(0, "u1")
+
+    def zeros(self, nbytes):
+        if self.storage.size < nbytes:
+            self.storage = np.empty(nbytes, "u1")
+        cleared = self.storage[:nbytes]
+        cleared[:] = 0
+        return cleared
+
+
+_scratch = _Scratch()
 
 
 class Machine:
@@ -46,7 +65,7 @@ class Machine:
         program = self.program
 
         def shadow(n):
-            return Shadow(n, program.syncs_warps)
+            return Shadow(n, program.syncs_warps, several_blocks=False)
 
         spaces = {
             "global": GlobalSpace(self, bound.buffers),
@@ -58,12 +77,13 @@ class Machine:
         return spaces
 
     def _make_views(self, symbols):
-        """One array per slot: rows of one block of zeros, constants broadcast, special registers."""
+        """One array per slot: parts of one block of zeros, constants broadcast, special registers."""
         count, registers = self.everyone.size, self.program.registers
-        rows = {name: np.zeros(0) for name in registers}
-        for size in {kind.itemsize for kind in registers.values()}:
-            names = [name for name, kind in registers.items() if kind.itemsize == size]
-            rows.update(zip(names, np.zeros((len(names), count), f"u{size}"), strict=True))
+        storage = _scratch.zeros(sum(-(-count * kind.itemsize // 64) * 64 for kind in registers.values()))
+        rows, start = {}, 0
+        for name, kind in registers.items():
+            rows[name] = storage[start : start + count * kind.itemsize].view(f"u{kind.itemsize}")
+            start += -(-count * kind.itemsize // 64) * 64
         special = self._special()
         views = []
         for kind, *what in self.program.slots:
@@ -89,10 +109,9 @@ class Machine:
         values["%lanemask_gt"] = 0xFFFFFFFF ^ values["%lanemask_le"]
         values["%lanemask_ge"] = 0xFFFFFFFF ^ values["%lanemask_lt"]
         for name, number, shape in (("tid", self.tid, self.block_shape), ("ctaid", self.block_id, self.grid)):
-            for axis, size in zip("xyz", shape, strict=True):
-                values[f"%{name}.{axis}"] = number % size
+            for axis, size, step in zip("xyz", shape, (1, shape[0], shape[0] * shape[1]), strict=True):
+                values[f"%{name}.{axis}"] = number // step % size
                 values[f"%n{name}.{axis}"] = ones * size
-                number = number // size
         return values
 
     # ---- defects ------------------------------------------------------------------------------

@@ -23,20 +23,24 @@ class Access:
 
 
 def granules(position, nbytes, granule):
-    """Numbers of the granules that each access covers: (n,) or (n, granules per access)."""
+    """Numbers of the granules that each access covers: (n,) or (granules per access, n).
+
+    The threads are the last axis, here and for the values of vectors: NumPy is fast along it.
+    """
     first = position // granule
     if nbytes == granule:
         return first
-    return first[:, np.newaxis] + np.arange(max(1, nbytes // granule))
+    return first + np.arange(max(1, nbytes // granule))[:, np.newaxis]
+
+
+def elements(position, access):
+    """Numbers of the elements that each access moves: (n,) or (vector, n)."""
+    return granules(position, access.nbytes, access.dtype.itemsize)
 
 
 def first_bad(mask):
     """Position of the first access that has a bad granule."""
-    return int((mask if mask.ndim == 1 else mask.any(1)).argmax())
-
-
-def codes_for(index, codes):
-    return codes if index.ndim == 1 else codes[:, np.newaxis]
+    return int((mask if mask.ndim == 1 else mask.any(0)).argmax())
 
 
 def check_alignment(machine, address, lanes, access):
@@ -61,12 +65,10 @@ class PrivateSpace:
         self.has_gaps = self.forbidden.any()
         self._typed = {}
 
-    def typed(self, access):
-        key = (access.dtype, access.vector)
-        if key not in self._typed:
-            whole = self.storage.view(access.dtype)
-            self._typed[key] = whole if access.vector == 1 else whole.reshape(-1, access.vector)
-        return self._typed[key]
+    def typed(self, dtype):
+        if dtype not in self._typed:
+            self._typed[dtype] = self.storage.view(dtype)
+        return self._typed[dtype]
 
     def locate(self, address, lanes, access):
         machine, nbytes = self.machine, access.nbytes
@@ -88,32 +90,32 @@ class PrivateSpace:
     def load(self, address, lanes, access):
         position = self.locate(address, lanes, access)
         index = granules(position, access.nbytes, self.granule)
-        valid = self.valid[index]
+        valid = self.valid.take(index)
         if not valid.all():
             self.machine.fault("uninitialised", lanes[first_bad(~valid)], access.ins, f" ({self.name})")
         if self.shadow is not None:
-            racing = self.shadow.read(index, codes_for(index, self.machine.codes[lanes]))
+            racing = self.shadow.read(index, self.machine.codes[lanes])
             if racing is not None and racing.any():
                 self.machine.fault("race", lanes[first_bad(racing)], access.ins, f" ({self.name})")
-        return self.typed(access)[position // access.nbytes]
+        return self.typed(access.dtype).take(elements(position, access))
 
     def store(self, address, lanes, values, access, atomic=False):
         position = self.locate(address, lanes, access)
         index = granules(position, access.nbytes, self.granule)
         if self.shadow is not None:
-            racing, inside = self.shadow.write(index, codes_for(index, self.machine.codes[lanes]), atomic)
+            racing, inside = self.shadow.write(index, self.machine.codes[lanes], atomic)
             if racing is not None:
                 text = f" ({self.name}{', same instruction' if inside else ''})"
                 self.machine.fault("race", lanes[first_bad(racing)], access.ins, text)
         self.valid[index] = True
-        self.typed(access)[position // access.nbytes] = values
+        self.typed(access.dtype)[elements(position, access)] = values
 
     def peek(self, address, lanes, access):
         """Read for an atomic: no race check, the write that follows makes it."""
         position = self.locate(address, lanes, access)
         if not self.valid[granules(position, access.nbytes, self.granule)].all():
             self.machine.fault("uninitialised", lanes[0], access.ins, f" ({self.name})")
-        return self.typed(access)[position // access.nbytes]
+        return self.typed(access.dtype).take(elements(position, access))
 
 
 class GlobalSpace:
@@ -147,16 +149,16 @@ class GlobalSpace:
         return buffer, where, lanes, position
 
     def load(self, address, lanes, access):
-        shape = (len(lanes),) if access.vector == 1 else (len(lanes), access.vector)
+        shape = (len(lanes),) if access.vector == 1 else (access.vector, len(lanes))
         result = None
         for buffer, where, own, position in self.parts(address, lanes, access):
             self._check_valid(buffer, own, position, access)
             self._check_read(buffer, own, position, access)
-            values = buffer.typed(access.dtype, access.vector)[position // access.nbytes]
+            values = buffer.typed(access.dtype).take(elements(position, access))
             if where is None:
                 return values
             result = np.empty(shape, access.dtype) if result is None else result
-            result[where] = values
+            result[..., where] = values
         return result
 
     def store(self, address, lanes, values, access, atomic=False):
@@ -164,20 +166,20 @@ class GlobalSpace:
             self._check_write(buffer, own, position, access, atomic)
             if buffer.valid is not None:
                 buffer.valid[granules(position, access.nbytes, buffer.valid_granule)] = True
-            part = values if where is None else values[where]
-            buffer.typed(access.dtype, access.vector)[position // access.nbytes] = part
+            part = values if where is None else values[..., where]
+            buffer.typed(access.dtype)[elements(position, access)] = part
 
     def peek(self, address, lanes, access):
         result = np.empty(len(lanes), access.dtype)
         for buffer, where, own, position in self.parts(address, lanes, access):
             self._check_valid(buffer, own, position, access)
-            result[... if where is None else where] = buffer.typed(access.dtype, 1)[position // access.nbytes]
+            result[... if where is None else where] = buffer.typed(access.dtype).take(elements(position, access))
         return result
 
     def _check_valid(self, buffer, lanes, position, access):
         if buffer.valid is None:
             return
-        valid = buffer.valid[granules(position, access.nbytes, buffer.valid_granule)]
+        valid = buffer.valid.take(granules(position, access.nbytes, buffer.valid_granule))
         if not valid.all():
             self.machine.fault("uninitialised", lanes[first_bad(~valid)], access.ins, " (global)")
 
@@ -187,7 +189,7 @@ class GlobalSpace:
             if buffer.shadow.read_through_cache(index):
                 self.machine.fault("read-only", lanes[0], access.ins, " reads memory this kernel wrote")
             return
-        racing = buffer.shadow.read(index, codes_for(index, self.machine.codes[lanes]))
+        racing = buffer.shadow.read(index, self.machine.codes[lanes])
         if racing is not None and racing.any():
             self.machine.fault("race", lanes[first_bad(racing)], access.ins, " (global)")
 
@@ -198,7 +200,7 @@ class GlobalSpace:
         if not buffer.writeable:
             fault("read-only", lanes[0], access.ins, " writes a read-only array")
         index = granules(position, access.nbytes, buffer.granule)
-        racing, inside = buffer.shadow.write(index, codes_for(index, self.machine.codes[lanes]), atomic)
+        racing, inside = buffer.shadow.write(index, self.machine.codes[lanes], atomic)
         if racing is not None:
             text = f" (global{', same instruction' if inside else ''})"
             fault("race", lanes[first_bad(racing)], access.ins, text)
@@ -219,15 +221,15 @@ class GenericSpace:
             yield self.spaces[number], where, address[where] - np.uint64((0, SHARED_WINDOW, LOCAL_WINDOW)[number])
 
     def load(self, address, lanes, access):
-        shape = (len(lanes),) if access.vector == 1 else (len(lanes), access.vector)
+        shape = (len(lanes),) if access.vector == 1 else (access.vector, len(lanes))
         result = np.empty(shape, access.dtype)
         for space, where, local in self._split(address):
-            result[where] = space.load(local, lanes[where], access)
+            result[..., where] = space.load(local, lanes[where], access)
         return result
 
     def store(self, address, lanes, values, access, atomic=False):
         for space, where, local in self._split(address):
-            space.store(local, lanes[where], values[where], access, atomic)
+            space.store(local, lanes[where], values[..., where], access, atomic)
 
     def peek(self, address, lanes, access):
         result = np.empty(len(lanes), access.dtype)
@@ -247,7 +249,7 @@ class ParameterSpace:
             self.machine.fault("bounds", lanes[0], access.ins, " outside the parameters")
         view = np.lib.stride_tricks.sliding_window_view(self.storage, access.nbytes)
         values = view[address.view(np.int64)].view(access.dtype)
-        return values[:, 0] if access.vector == 1 else values
+        return values[:, 0] if access.vector == 1 else values.T
 
 
 def atomic(space, address, lanes, values, function, access):

@@ -120,7 +120,7 @@ def _barrier(program, ins):
         allow(ins, "warp", "sync")
         program.syncs_warps = True
         mask = source(program, ins.operands[0], U32)
-        return lambda m, at: m.sync_warp(m.views[mask], at, ins)
+        return lambda m, at: m.sync_warp(mask, at, ins)
     allow(ins, "sync", "aligned", "cta")
     if "sync" not in ins.mods or len(ins.operands) > 2 or not ins.operands[0].isdigit():
         raise Unsupported(str(ins))
@@ -198,7 +198,7 @@ def _load(program, ins):
     def run_vector(m, at):
         values = m.spaces[space].load(where(m, at), m.everyone[at], access)
         for i, goal in enumerate(goals):
-            m.views[goal][at] = values[:, i]
+            m.views[goal][at] = values[i]
 
     return run_vector
 
@@ -219,7 +219,7 @@ def _store(program, ins):
         return run
 
     def run_vector(m, at):
-        values = np.stack([m.views[slot][at] for slot in sources], 1)
+        values = np.stack([m.views[slot][at] for slot in sources])
         m.spaces[space].store(where(m, at), m.everyone[at], values, access)
 
     return run_vector
@@ -603,7 +603,8 @@ def _reciprocal(program, ins):
 @opcode("rsqrt")
 def _reciprocal_root(program, ins):
     allow(ins, "approx", "ftz")
-    return apply(program, ins, math.gross_reciprocal_sqrt64 if ins.dtype.itemsize == 8 else math.reciprocal_sqrt)
+    gross = ins.dtype.itemsize == 8 and "ftz" in ins.mods
+    return apply(program, ins, math.gross_reciprocal_sqrt64 if gross else math.reciprocal_sqrt)
 
 
 UNARY = {

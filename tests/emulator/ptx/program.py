@@ -45,7 +45,7 @@ class Instruction:
     __slots__ = ("control", "guard", "line", "mods", "negated", "op", "operands", "paired", "run", "target", "text")
 
     def __init__(self, text, line):
-        match = re.match(r"(?:@(!?)(%?[\w$]+)\s+)?([\w.:]+)\s*(.*)", text, re.S)
+        match = re.match(r"(?:@(!?)(%?[\w$]+)\s+)?([\w.:]+)\s*(.*)", text, re.DOTALL)
         if match is None:
             raise Unsupported(text)
         self.negated, self.guard = match[1] == "!", match[2]
@@ -285,7 +285,7 @@ class _Parser:
             self.code.append(instruction)
 
     def _declare(self, statement):
-        match = re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", statement, re.S)
+        match = re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", statement, re.DOTALL)
         if match is None or match[1] not in DTYPES:
             raise Unsupported(statement)
         for item in match[2].split(","):

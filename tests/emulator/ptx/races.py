@@ -30,12 +30,14 @@ class Shadow:
         Number of granules.
     warp_order : bool
         Whether the kernel contains `__syncwarp`.
+    several_blocks : bool
+        Whether several blocks can reach this memory.
     """
 
     LOG_LIMIT = 1 << 21  # granules in the log before it is folded in
 
-    def __init__(self, count, warp_order):
-        self.count, self.warp_order = count, warp_order
+    def __init__(self, count, warp_order, several_blocks=True):
+        self.count, self.warp_order, self.several_blocks = count, warp_order, several_blocks
         self.writer = self.reader = self.atomic = self.read_only = None
         self.log, self.logged = [], 0
 
@@ -55,7 +57,7 @@ class Shadow:
             if self.logged > self.LOG_LIMIT:
                 self._fold()
             return None
-        racing = self._unordered(self.writer[index], mine)
+        racing = self._unordered(self.writer.take(index), mine)
         self._record(index, mine)
         return racing
 
@@ -65,16 +67,16 @@ class Shadow:
         if self.writer is None:
             self.writer = np.full(self.count, NOBODY, np.int64)
             self.atomic = np.zeros(self.count, bool)
-        racing = self._unordered(self.writer[index], mine)
+        racing = self._unordered(self.writer.take(index), mine)
         if atomic:
             racing &= ~self.atomic[index]
         if self.reader is not None:
-            racing |= self._unordered(self.reader[index], mine)
+            racing |= self._unordered(self.reader.take(index), mine)
         if racing.any():
             return racing, False
         self.writer[index] = mine
         self.atomic[index] = atomic
-        racing = self.writer[index] != mine
+        racing = self.writer.take(index) != mine
         return (racing, True) if not atomic and racing.any() else (None, True)
 
     def read_through_cache(self, index):
@@ -95,29 +97,46 @@ class Shadow:
 
     def _unordered(self, recorded, mine):
         x = recorded ^ mine  # negative where nobody was
-        racing = (x - 1).view(np.uint64) < (1 << THREAD_BITS) - 1
-        racing |= x >= BLOCK
-        if self.warp_order:
-            racing |= (x > 0) & (x < EPOCH) & ((x & WARP_FIELD) != 0)
+        racing = self._same_epoch(x)
+        if self.several_blocks:
+            racing |= x >= BLOCK
         return racing
+
+    def _same_epoch(self, x):
+        """Whether another thread of the block was there since the last barrier."""
+        same = (x - 1).view(np.uint64) < (1 << THREAD_BITS) - 1
+        if self.warp_order:
+            same |= (x > 0) & (x < EPOCH) & ((x & WARP_FIELD) != 0)
+        return same
 
     def _record(self, index, mine):
         if self.reader is None:
             self.reader = np.full(self.count, NOBODY, np.int64)
-        mine = np.broadcast_to(mine, index.shape)
-        self.reader[index] = self._merged(self.reader[index], mine)
-        lost = (self.reader[index] ^ mine) & ~(SEVERAL_LANES | SEVERAL_WARPS) != 0
-        if lost.any():  # several threads read one granule in this instruction
-            self.reader[index[lost]] = self._merged(self.reader[index[lost]], mine[lost])
-
-    def _merged(self, recorded, mine):
+        recorded = self.reader.take(index)
         x = recorded ^ mine
-        same = (x - 1).view(np.uint64) < (1 << THREAD_BITS) - 1
-        if self.warp_order:
-            same |= (x > 0) & (x < EPOCH) & ((x & WARP_FIELD) != 0)
-        flags = np.int64(SEVERAL_LANES | SEVERAL_WARPS)
-        if self.warp_order:
-            flags = np.where(x & WARP_FIELD, flags, SEVERAL_LANES)
-        result = np.where(same, mine | flags, mine)
-        result[x >= BLOCK] = MANY_BLOCKS
-        return result
+        same = self._same_epoch(x)
+        if same.any():
+            if not self.warp_order and same.all() and (recorded & SEVERAL_WARPS).all():
+                return  # known already: several threads since the last barrier
+            value = np.where(same, mine | self._flags(x), mine)
+        else:
+            value = np.broadcast_to(mine, index.shape)
+        if self.several_blocks:
+            other = x >= BLOCK
+            value = np.where(other, MANY_BLOCKS, value) if other.any() else value
+        self.reader[index] = value
+        self._record_crowds(index, mine)
+
+    def _record_crowds(self, index, mine):
+        """Several threads read one granule in this instruction: only one of them was written down."""
+        lost = (self.reader.take(index) ^ mine) & ~(SEVERAL_LANES | SEVERAL_WARPS) != 0
+        if not lost.any():
+            return
+        index, mine = index[lost], np.broadcast_to(mine, index.shape)[lost]
+        x = self.reader[index] ^ mine
+        value = mine | self._flags(x)
+        self.reader[index] = np.where(x >= BLOCK, MANY_BLOCKS, value) if self.several_blocks else value
+
+    def _flags(self, x):
+        both = np.int64(SEVERAL_LANES | SEVERAL_WARPS)
+        return np.where(x & WARP_FIELD, both, SEVERAL_LANES) if self.warp_order else both
