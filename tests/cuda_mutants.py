@@ -193,12 +193,12 @@ MUTANTS = (
     Mutant("host: a Python int", "rows", "host", "np.int32(classes)", "classes", "launch,\n            z,", "cuda.py"),
     Mutant("host: rows as 64 bits", "rows", "host",
            "np.int32(rows)", "np.int64(rows)", "launch,\n            z,", "cuda.py"),
-    Mutant("host: weights' strides exchanged", "rows", "numeric", "*_strides(weights, problems)",
-           "*_strides(weights, problems)[::-1]", "def residual", "cuda.py"),
+    Mutant("host: weights' strides exchanged", "rows", "numeric", "*_strides(weights, rows, problems)",
+           "*_strides(weights, rows, problems)[::-1]", "def residual", "cuda.py"),
     Mutant("host: stride in bytes", "rows", "bounds",
            "array.strides[0] // size)", "array.strides[0])", "def _leading", "cuda.py"),
-    Mutant("host: the last tile has no block", "rows", "numeric", "-(-rows // TILE_ROWS)", "max(1, rows // TILE_ROWS)",
-           "def n_tiles", "launches.py"),
+    Mutant("host: the last tile has no block", "rows", "numeric", "n_tiles(rows) * problems",
+           "max(1, rows // TILE_ROWS) * problems", "lanes, values = shape", "launches.py"),
     Mutant("host: too few lanes for 16-bit pads", "16 bits", "numeric", "padded(classes, itemsize(out))", "classes - 1",
            "def row_shape", "launches.py"),
     Mutant("host: shared memory for contiguous rows", "fused", "bounds", "d if d // pack % 2 else d + pack", "d",
@@ -371,6 +371,19 @@ def _layouts(mutant):
     return wrong or _check(back, values.astype("f4") * np.repeat(scale, 3))
 
 
+def _halves(mutant):
+    """Matrices copied to 16-bit storage, whose columns are then added."""
+    values = np.random.default_rng(0).normal(size=(5, 16)).astype("f4")
+    for dtype in ("f2", "u2"):
+        g, out = empty((5, 16), dtype), empty((16,))
+        mutant.kernels().pad_classes(device(values), 16, 1, g)
+        mutant.kernels().column_sums(g, empty((1, 16)), out)
+        rounded = values.astype("f2") if dtype == "f2" else bfloat16(values)
+        if _check(out, rounded.astype("f8").sum(axis=0)):
+            return "numeric"
+    return None
+
+
 def _static(mutant):
     names = ("fused_small<float, 54, 7, 1, 64>", "fused_small<float, 127, 31, 1, 32>")
     compiled = compile_ptx(mutant.edit(cuda.source("fused_small")), names)
@@ -425,7 +438,7 @@ RUNS = {
     "stretched": (_stretched(4),),
     "stretched block": (_stretched(600),),
     "stretched targets": (_stretched(4, "targets"),),
-    "sums": (_sum_losses, _tile_losses, _sum_parts, _column_sums(70), _column_sums(2), _pack, _layouts),
+    "sums": (_sum_losses, _tile_losses, _sum_parts, _column_sums(70), _column_sums(2), _pack, _layouts, _halves),
     "stretched sums": (_stretched_sums,),
     "fused": (
         _fused(make_fused_case(300, 32, 10)),
@@ -535,10 +548,11 @@ def is_same_ptx(edit):
     """Return whether an edit leaves the PTX as it is, for representative instantiations."""
     names = {
         "residual": ("residual_rows<float, float16, GRADIENT, 4, 4>", "residual_block<float, float, GRADIENT, 256>",
-                     "residual_rows<float, float, HESSIAN, 4, 4>", "residual_block<float, bfloat16, HESSIAN, 256>"),
+                     "residual_rows<float, float, HESSIAN, 32, 8>", "residual_block<float, bfloat16, HESSIAN, 256>"),
         "fused_small": ("fused_small<float, 127, 7, 1, 16>", "fused_small<double, 6, 3, 3, 64>"),
         "sums": ("tile_losses", "sum_losses", "sum_parts<float, double>", "column_sums<float>", "pack<float>",
-                 "pad_classes<double, float>", "unpad_classes<float, double>"),
+                 "pad_classes<double, float>", "pad_classes<float, bfloat16>", "column_sums<float16>",
+                 "unpad_classes<float, double>"),
     }  # fmt: skip
     files = [Path(edit.file).stem] if edit.file.endswith(".cu") else list(names)
     pairs = [(cuda.source(f), edit.edit(cuda.source(f)), names[f]) for f in files]

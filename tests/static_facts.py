@@ -49,7 +49,7 @@ FUSED_SHAPES = (  # dtype, features, classes, problems, shared memory: represent
     ("float32", 54, 7, 8, launches.DEFAULT_SHARED_BYTES),
     ("float32", 127, 31, 1, launches.DEFAULT_SHARED_BYTES),
     ("float32", 784, 10, 1, launches.DEFAULT_SHARED_BYTES),
-    ("float32", 72, 16, 16, launches.DEFAULT_SHARED_BYTES),
+    ("float32", 72, 128, 2, launches.DEFAULT_SHARED_BYTES),
     ("float32", 96, 256, 1, 227 * KIB),
     ("float64", 16, 3, 1, launches.DEFAULT_SHARED_BYTES),
     ("float64", 54, 7, 1, launches.DEFAULT_SHARED_BYTES),

@@ -267,6 +267,7 @@ class TestBeyondTwoToTheThirtyOne:
                 return case.targets[np.clip(row - first, 0, 63), np.minimum(column, classes - 1)]
 
             targets = GiantArray((rows, ld), "f4", soft)
+            targets.shape = (rows, classes)
         labels = np.zeros(rows, "i4")
         labels[first:] = 0 if case.labels is None else case.labels
         run = kernels(blocks=range(block, block + n_blocks))
@@ -433,23 +434,26 @@ class TestSums:
 
     @pytest.mark.parametrize("out", ["f4", "f8", "f2", "bfloat16"])
     @pytest.mark.parametrize(("rows", "classes", "problems"), [(1, 1, 1), (5, 3, 4), (9, 16, 2), (3, 33, 1)])
-    def test_padding_and_back(self, run, out, rows, classes, problems):
+    @pytest.mark.parametrize("given", ["f4", "f8"])
+    def test_padding_and_back(self, run, given, out, rows, classes, problems):
         dtype = np.dtype("u2" if out == "bfloat16" else out)
-        values = np.random.default_rng(0).normal(size=(rows, problems * classes)).astype("f8" if out == "f8" else "f4")
+        values = np.random.default_rng(0).normal(size=(rows, problems * classes)).astype(given)
         stride = launches.padded(classes, dtype.itemsize)
         padded = empty((rows, problems * stride + 16), dtype)
         view = padded[:, : problems * stride]
         view.valid = padded.valid[:, : problems * stride]
         run.pad_classes(device(values), classes, problems, view)
         expected = np.zeros((rows, problems, stride), dtype)
-        rounded = bfloat16_bits(values) if out == "bfloat16" else values.astype(out)
+        rounded = (
+            bfloat16_bits(values) if out == "bfloat16" else values.astype("f8" if out == "f8" else "f4").astype(out)
+        )
         expected[:, :, :classes] = rounded.reshape(rows, problems, classes)
         np.testing.assert_array_equal(np.asarray(view).reshape(expected.shape), expected)
         if dtype.itemsize == 2:
             return
         back, scale = empty((rows, problems * classes), "f8"), np.arange(1.0, problems + 1)
         run.unpad_classes(device(view), classes, problems, stride, back, scale=device(scale))
-        np.testing.assert_array_equal(back, values * np.repeat(scale, classes))
+        np.testing.assert_array_equal(back, values.astype(out).astype("f8") * np.repeat(scale, classes))
         plain = empty((rows, problems * classes), "f4")
         run.unpad_classes(device(view), classes, problems, stride, plain)
         np.testing.assert_array_equal(plain, values.astype("f4"))
@@ -479,12 +483,19 @@ class TestChecks:
         [
             ({"labels": device(np.zeros(4, "i8"))}, "labels must be int32; got int64"),
             ({"weights": device(np.ones((4, 2)))}, "weights must be float32; got float64"),
-            ({"weights": device(np.ones((4, 3), "f4"))}, "weights must have 1 or 2 columns"),
+            ({"weights": device(np.ones((4, 3), "f4"))}, "weights must have 4 rows and 1 or 2 columns"),
+            ({"weights": device(np.ones((3, 2), "f4"))}, "weights must have 4 rows"),
+            ({"labels": device(np.zeros(3, "i4"))}, r"labels must have shape \(4,\); got \(3,\)"),
+            ({"bias": device(np.zeros((2, 3), "f4"))}, r"bias must have shape \(2, 4\)"),
+            ({"tile_loss": empty((1, 2))}, r"tile_loss must have shape \(2, 1\)"),
+            ({"z": device(np.zeros((4, 4), "f4"))}, "z needs 2 x 4 columns"),
+            ({"g": device(np.zeros((4, 8), "u2"))}, "g needs 2 x 8 columns"),
+            ({"mode": "PROBABILITIES", "g": device(np.zeros((4, 16), "f2"))}, "16-bit output"),
             ({"tile_loss": empty((2, 1), "f4")}, "tile_loss must be float64; got float32"),
             ({"tile_loss": None}, "needs tile_loss"),
-            ({"z": device(np.zeros((4, 9), "f4"))[:, 1:]}, "must start at multiples of 16 bytes"),
+            ({"z": device(np.zeros((4, 12), "f4"))[:, 1:]}, "must start at multiples of 16 bytes"),
             ({"z": device(np.zeros((4, 9), "f4"))[:, :8]}, "must start at multiples of 16 bytes"),
-            ({"z": device(np.zeros((8, 4), "f4")).T}, "contiguous rows"),
+            ({"z": device(np.zeros((8, 4), "f4")).T, "tile_loss": empty((2, 1))}, "contiguous rows"),
             ({"labels": device(np.zeros(8, "i4"))[::2]}, "labels must be contiguous"),
             ({"mode": "HESSE"}, "mode must be one of"),
             ({"z": device(np.zeros((4, 8), "i4"))}, "int32|float"),
