@@ -2,8 +2,8 @@
 
 Detectors: the kinds of `emulator.ptx.Fault`; `numeric`, against the float64 reference; `determinism`, bits that change
 with the order of blocks; `static`, a spill that ptxas reports; `compile`, NVRTC refuses; `host`, an argument that CuPy
-would pass as another type. ``python tests/cuda_mutants.py`` prints who sees what; with ``--systematic`` it instead
-changes every operator and removes every barrier, one at a time, and lists the edits that nobody notices.
+would pass as another type. ``python tests/cuda_mutants.py`` prints who sees what; with ``--systematic [file ...]`` it
+instead changes every operator and removes every barrier, one at a time, and lists the edits that nobody notices.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import cuda_cases as cases
 import numpy as np
-from cuda_cases import make_case, make_fused_case, make_sure_case, solve, solve_fused
+from cuda_cases import make_case, make_fused_case, make_sure_case, make_sure_fused_case, solve, solve_fused
 from cuda_emulation import Emulation, StretchedArray, device, empty
 from emulator.ptx import Fault, Unsupported
 from emulator.toolchain import CompileError, compile_ptx, ptxas_facts
@@ -396,6 +396,20 @@ def _ties(classes):
     return case
 
 
+def _sure_fused(mutant):
+    case, (loss, residual) = make_sure_fused_case(10, "f4")
+    found_loss, _, gradient = solve_fused(mutant.kernels(), case)
+    lost, error = np.abs(found_loss / loss - 1), np.abs(gradient[:, 0] / residual - 1)
+    return None if max(lost.max(), error.max()) <= cases.SURE_TOLERANCE["float32"] else "numeric"
+
+
+def _crooked_x():
+    """Rows of whole packs that start at no multiple of 16 bytes."""
+    memory = device(np.full(70 * 4 + 1, np.nan, "f4"))
+    memory[1:] = make_fused_case(70, 4, 3).X.ravel()
+    return memory[1:].reshape(70, 4)
+
+
 def _wide_x():
     """Rows that start at multiples of 16 bytes and whose pads must not be read."""
     wide = device(np.full((70, 8), np.nan, "f4"))
@@ -421,7 +435,7 @@ RUNS = {
     ),
     "sure": tuple(
         _sure(classes, mode, targets)
-        for classes in (3, 63, 2100)
+        for classes in (3, 63, 2105)
         for mode, targets in (("GRADIENT", "labels"), ("GRADIENT", "soft"), ("HESSIAN", "labels"))
     ),
     "16 bits": (
@@ -445,8 +459,11 @@ RUNS = {
         _fused(make_fused_case(100, 127, 7, label_smoothing=0.1), grid=2, shared_limit=20_000),
         _fused(make_fused_case(70, 6, 3, 3, "f8", targets="soft"), grid=2),
         _fused(make_fused_case(20, 400, 12), shared_limit=48_000),
-        _fused(make_fused_case(70, 6, 4, weights=None), X=None),
         _fused(make_fused_case(70, 6, 4), X=_wide_x),
+        _fused(make_fused_case(70, 4, 3), X=_crooked_x),
+        _fused(make_fused_case(70, 3, 4, 2, "f8", spread=1e3), by_problem=True),
+        _sure_fused,
+        _fused(make_fused_case(256, 6, 3, weights=None), grid=2),  # no row is left over
         _fused(make_fused_case(3, 5, 2, 9, has_intercept=False)),
     ),
     "stretched fused": (_fused(_three_rows, X=lambda: StretchedArray(_three_rows.X, 2**32)),),
@@ -524,9 +541,9 @@ def source_lines(file):
     return Path(cuda.__file__).with_name(file).read_text(encoding="utf-8").split("\n")
 
 
-def edits():
+def edits(files=FILES):
     """Yield every edit outside comments, with the runs that execute its line."""
-    for file in FILES:
+    for file in files:
         runs = {"numerics.cuh": ("rows", "soft", "16 bits", "sure", "block", "sums", "fused", "stretched targets")}.get(
             file, ("rows", "block", "16 bits", "modes")
         )
@@ -559,10 +576,10 @@ def is_same_ptx(edit):
     return all(compile_ptx(old, n).ptx == compile_ptx(new, n).ptx for old, new, n in pairs)
 
 
-def systematic(processes):
+def systematic(files, processes=2):
     counts = Counter()
     with multiprocessing.Pool(processes, maxtasksperchild=20) as pool:
-        for edit, found in pool.imap(first_detector, edits()):
+        for edit, found in pool.imap(first_detector, edits(files)):
             counts[found] += 1
             if found in ("SURVIVES", "same PTX", "not executable"):
                 change = f"{edit.before!r} -> {edit.after!r}"
@@ -585,6 +602,6 @@ def main():
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     if "--systematic" in sys.argv:
-        systematic(2)
+        systematic(sys.argv[sys.argv.index("--systematic") + 1 :] or FILES)
     else:
         main()

@@ -18,6 +18,8 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "targets",
     "kernels.workspace",
     "kernels.cpu",
+    "kernels.launches",
+    "kernels.cuda",
     "backends",
     "penalties",
     "preconditioner",
@@ -38,6 +40,7 @@ INDEPENDENT = {  # rooms that import nothing else of the package but its errors:
     "penalties": "mathematics",
     "preconditioner": "mathematics",
     "kernels.reference": "the specification",
+    "kernels.launches": "arithmetic",
 }
 
 

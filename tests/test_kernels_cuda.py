@@ -14,6 +14,7 @@ from cuda_cases import (
     make_case,
     make_fused_case,
     make_sure_case,
+    make_sure_fused_case,
     solve,
     solve_fused,
     sure_class,
@@ -80,7 +81,7 @@ class TestResidual:
         assert_right(case, solve(run, case, mode), mode)
 
     @pytest.mark.parametrize("dtype", ["f4", "f8"])
-    @pytest.mark.parametrize("classes", [2, 10, 33, 2100])
+    @pytest.mark.parametrize("classes", [2, 10, 33, 2105])
     @pytest.mark.parametrize("targets", ["labels", "soft"])
     def test_a_sure_row_keeps_its_digits(self, run, dtype, classes, targets):
         case, expected = make_sure_case(classes, dtype, targets)
@@ -92,7 +93,7 @@ class TestResidual:
         log_y = solve(run, case, "LOG_PROBABILITIES").output[:, 0, sure_class(classes)]
         np.testing.assert_allclose(log_y * case.weights, -loss, rtol=relative)
 
-    @pytest.mark.parametrize("classes", [3, 1000])
+    @pytest.mark.parametrize("classes", [3, 63, 2105])
     def test_the_hessian_of_a_sure_row_keeps_its_digits(self, run, classes):
         case, _ = make_sure_case(classes, "f4")
         output = solve(run, case, "HESSIAN").output[:, 0, :classes]
@@ -342,6 +343,22 @@ class TestFused:
         assert rounds == {12_500: 16, 19_000: 32, 40_000: 64}[shared_limit]
         case = make_fused_case(130, 100, 7)
         assert_fused_right(case, *solve_fused(run, case, shared_limit=shared_limit))
+
+    @pytest.mark.parametrize("dtype", ["f4", "f8"])
+    def test_sure_rows_keep_their_digits(self, run, dtype):
+        case, (loss, residual) = make_sure_fused_case(10, dtype)
+        found_loss, _, gradient = solve_fused(run, case)
+        relative = SURE_TOLERANCE[case.X.dtype.name]
+        np.testing.assert_allclose(found_loss, [loss], rtol=relative)
+        np.testing.assert_allclose(gradient[:, 0], [residual, residual], rtol=relative)
+
+    def test_logits_beyond_the_exponent(self, run):
+        case = make_fused_case(70, 3, 4, 2, "f8", spread=1e3)  # exp of one of them would be infinite
+        assert_fused_right(case, *solve_fused(run, case))
+
+    def test_weights_are_strided(self, run):
+        case = make_fused_case(70, 3, 4, 2)
+        assert_fused_right(case, *solve_fused(run, case, by_problem=True))
 
     @pytest.mark.parametrize("columns", [6, 8])
     def test_rows_of_x_may_be_strided(self, run, columns):
