@@ -12,7 +12,7 @@ import re
 import sys
 import types
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cuda_cases as cases
@@ -322,10 +322,13 @@ def _sum_losses(mutant):
     return _check(total, 1 + values.sum(axis=1))
 
 
-def _tile_losses(mutant):
-    values, tiles = np.random.default_rng(0).random((2, 200)), empty((2, 4))
-    mutant.kernels().tile_losses(device(values), tiles)
-    return _check(tiles, np.add.reduceat(values, np.arange(0, 200, 64), axis=1))
+def _tile_losses(rows):
+    def run(mutant):
+        values, tiles = np.random.default_rng(0).random((2, rows)), empty((2, launches.n_tiles(rows)))
+        mutant.kernels().tile_losses(device(values), tiles)
+        return _check(tiles, np.add.reduceat(values, np.arange(0, rows, 64), axis=1))
+
+    return run
 
 
 def _sum_parts(mutant):
@@ -358,17 +361,22 @@ def _pack(mutant):
     return _check(out, np.concatenate([doubles, reals]))
 
 
-def _layouts(mutant):
-    values, stride = np.random.default_rng(0).normal(size=(5, 12)), launches.padded(3, 4)
-    padded, back = empty((5, 4 * stride), "f4"), empty((5, 12))
-    scale = np.arange(1.0, 5.0)
-    mutant.kernels().pad_classes(device(values), 3, 4, padded)
-    expected = np.zeros((5, 4, stride))
-    expected[:, :, :3] = values.astype("f4").reshape(5, 4, 3)
-    wrong = _check(padded, expected.reshape(5, -1))
-    if wrong is None:
-        mutant.kernels().unpad_classes(padded, 3, 4, stride, back, scale=device(scale))
-    return wrong or _check(back, values.astype("f4") * np.repeat(scale, 3))
+def _layouts(classes):
+    """More numbers than one block copies; with two classes a whole pair of each problem is pad."""
+
+    def run(mutant):
+        values, stride = np.random.default_rng(0).normal(size=(60, 4 * classes)), launches.padded(classes, 4)
+        padded, back = empty((60, 4 * stride), "f4"), empty((60, 4 * classes))
+        scale = np.arange(1.0, 5.0)
+        mutant.kernels().pad_classes(device(values), classes, 4, padded)
+        expected = np.zeros((60, 4, stride))
+        expected[:, :, :classes] = values.astype("f4").reshape(60, 4, classes)
+        wrong = _check(padded, expected.reshape(60, -1))
+        if wrong is None:
+            mutant.kernels().unpad_classes(padded, classes, 4, stride, back, scale=device(scale))
+        return wrong or _check(back, values.astype("f4") * np.repeat(scale, classes))
+
+    return run
 
 
 def _halves(mutant):
@@ -452,7 +460,10 @@ RUNS = {
     "stretched": (_stretched(4),),
     "stretched block": (_stretched(600),),
     "stretched targets": (_stretched(4, "targets"),),
-    "sums": (_sum_losses, _tile_losses, _sum_parts, _column_sums(70), _column_sums(2), _pack, _layouts, _halves),
+    "sums": (
+        *(_sum_losses, *map(_tile_losses, (200, 230)), _sum_parts, *map(_column_sums, (70, 64, 2))),
+        *(_pack, *map(_layouts, (3, 2)), _halves),
+    ),
     "stretched sums": (_stretched_sums,),
     "fused": (
         _fused(make_fused_case(300, 32, 10)),
@@ -463,6 +474,7 @@ RUNS = {
         _fused(make_fused_case(70, 4, 3), X=_crooked_x),
         _fused(make_fused_case(70, 3, 4, 2, "f8", spread=1e3), by_problem=True),
         _sure_fused,
+        _fused(replace(_three_rows, params=np.zeros_like(_three_rows.params))),  # ties
         _fused(make_fused_case(256, 6, 3, weights=None), grid=2),  # no row is left over
         _fused(make_fused_case(3, 5, 2, 9, has_intercept=False)),
     ),
