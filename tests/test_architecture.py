@@ -48,6 +48,7 @@ INDEPENDENT = {  # rooms that import only errors and `arrays`: they receive what
     "penalties": "mathematics",
     "preconditioner": "mathematics",
     "kernels.reference": "the specification",
+    "kernels.launches": "arithmetic",
 }
 
 

@@ -67,14 +67,14 @@ def _leading(name: str, array, bytes_aligned: int = 1) -> np.int64:
     return np.int64(array.strides[0] // size)
 
 
-def _strides(weights, problems: int) -> tuple[np.int64, np.int64]:
+def _strides(weights, rows: int, problems: int) -> tuple[np.int64, np.int64]:
     """Return the steps in numbers to the next row and the next problem of weights (rows,), (rows, 1) or (rows, P)."""
     if weights is None:
         return np.int64(0), np.int64(0)
     size = weights.itemsize
     shared = weights.ndim == 1 or weights.shape[1] == 1
-    if not shared and weights.shape[1] != problems:
-        raise ValueError(f"weights must have 1 or {problems} columns; got shape {weights.shape}")
+    if weights.shape[0] != rows or not (shared or weights.shape[1] == problems):
+        raise ValueError(f"weights must have {rows} rows and 1 or {problems} columns; got shape {weights.shape}")
     return np.int64(weights.strides[0] // size), np.int64(0 if shared else weights.strides[1] // size)
 
 
@@ -89,6 +89,23 @@ def _check_contiguous(**arrays) -> None:
     for name, array in arrays.items():
         if array is not None and not array.flags.c_contiguous:
             raise ValueError(f"{name} must be contiguous; got shape {array.shape}, {array.strides} bytes")
+
+
+def _check_shapes(**expected) -> None:
+    """Raise where an array has not the shape given with it: a kernel would read behind its end."""
+    for name, (array, shape) in expected.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}; got {array.shape}")
+
+
+def _check_columns(problems: int, classes: int, **matrices) -> None:
+    """Raise where a matrix is too narrow for its problems' padded classes."""
+    for name, matrix in matrices.items():
+        if matrix is not None and matrix.shape[1] < problems * launches.padded(classes, matrix.itemsize):
+            raise ValueError(
+                f"{name} needs {problems} x {launches.padded(classes, matrix.itemsize)} columns, its classes padded "
+                f"to 16 bytes; got {matrix.shape[1]}"
+            )
 
 
 class Kernels:
@@ -158,12 +175,17 @@ class Kernels:
             For mode "HESSIAN".
         """
         rows = z.shape[0]
+        tiles, stride = launches.n_tiles(rows), launches.padded(classes, z.itemsize)
         out = z.dtype if g is None else storage(g)
         launch = launches.residual(rows, classes, problems, z.dtype, mode, out)
         _check_dtypes(z.dtype, bias=bias, targets=targets, weights=weights, direction=direction)
         _check_dtypes(np.int32, labels=labels)
         _check_dtypes(np.float64, tile_loss=tile_loss, row_loss=row_loss)
         _check_contiguous(labels=labels, bias=bias, direction_bias=direction_bias)
+        _check_columns(problems, classes, z=z, g=g, direction=direction)
+        _check_shapes(bias=(bias, (problems, stride)), direction_bias=(direction_bias, (problems, stride)))
+        _check_shapes(labels=(labels, (rows,)), targets=(targets, (rows, classes)))
+        _check_shapes(tile_loss=(tile_loss, (problems, tiles)), row_loss=(row_loss, (problems, rows)))
         ld_z = _leading("z", z, 16)
         if direction is not None and _leading("direction", direction, 16) != ld_z:
             raise ValueError("direction must have the row stride of z")
@@ -189,7 +211,7 @@ class Kernels:
             np.int64(0) if targets is None else _leading("targets", targets),
             z.dtype.type(label_smoothing),
             weights,
-            *_strides(weights, problems),
+            *_strides(weights, rows, problems),
             losses,
             np.int64(0) if losses is None else _leading("losses", losses),
         )
@@ -312,12 +334,13 @@ class Kernels:
         rows, features = X.shape
         _, problems, classes = params.shape
         launch = launches.fused_small(rows, features, classes, problems, X.dtype, shared_limit)
-        if len(parts) != launch.grid:
-            raise ValueError(f"parts must hold one gradient for each of {launch.grid} blocks; got {len(parts)}")
         _check_dtypes(X.dtype, params=params, parts=parts, targets=targets, weights=weights)
         _check_dtypes(np.int32, labels=labels)
         _check_dtypes(np.float64, tile_loss=tile_loss)
         _check_contiguous(labels=labels, params=params, parts=parts)
+        _check_shapes(params=(params, (features + 1, problems, classes)), parts=(parts, (launch.grid, *params.shape)))
+        _check_shapes(labels=(labels, (rows,)), targets=(targets, (rows, classes)))
+        _check_shapes(tile_loss=(tile_loss, (problems, launches.n_tiles(rows))))
         self._run(
             launch,
             X,
@@ -330,7 +353,7 @@ class Kernels:
             np.int64(0) if targets is None else _leading("targets", targets),
             X.dtype.type(label_smoothing),
             weights,
-            *_strides(weights, problems),
+            *_strides(weights, rows, problems),
             parts,
             tile_loss,
             _leading("tile_loss", tile_loss),

@@ -43,7 +43,7 @@ fused_small(const real* __restrict__ x, long long ld_x, int rows, const real* __
     extern __shared__ __align__(16) unsigned char dynamic_shared[];
     real* shared_w = reinterpret_cast<real*>(dynamic_shared);  // D_PAD x C_PAD, zero padded
     real* shared_x = shared_w + D_PAD * C_PAD;                 // ROWS x LD, zero padded
-    real* shared_g = shared_x + ROWS * LD;                     // ROWS x C_PAD: logits, then residual
+    real* shared_g = shared_x + ROWS * LD;                     // ROWS x C_PAD: logits, then residual; pads never leave
     __shared__ double row_loss[P * TILE_ROWS];
 
     const int t = threadIdx.x;
@@ -124,8 +124,6 @@ fused_small(const real* __restrict__ x, long long ld_x, int rows, const real* __
                 const real inverse = real(1) / (real(1) + rest);
                 for (int k = 0; k < K; ++k)
                     g[k] = live ? weight * residual_value(g[k], rest, inverse, target.at(k)) : real(0);
-                if (problem == P - 1)
-                    for (int k = K; k < K + C_PAD - C; ++k) g[k] = 0;
                 row_loss[problem * TILE_ROWS + first + r] =
                     live ? (double)weight * ((double)log1p(rest) - (double)expected) : 0.0;
             }

@@ -4,6 +4,7 @@ Names are NVRTC name expressions of the templates in the .cu files of this folde
 where a kernel covers rows and problems, the problems of a row, or of a tile of 64 rows, are neighbours.
 """
 
+from collections.abc import Iterator
 from math import ceil
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 
 TILE_ROWS = 64  # rows of one loss partial: blocks whose size is a multiple of this give the same bits
 MODES = ("GRADIENT", "LOSS", "PROBABILITIES", "LOG_PROBABILITIES", "HESSIAN")
+SIXTEEN_BIT_MODES = ("GRADIENT", "HESSIAN")  # whose output a product of matrices takes next
 ROW_SHAPES = ((2, 4), (4, 4), (8, 4), (16, 4), (32, 4), (32, 8), (32, 16))  # lanes per row, classes per lane
 BLOCK_THREADS = 256  # of residual_block
 SUM_THREADS = 256  # of the kernels in sums.cu that say so
@@ -79,7 +81,9 @@ def residual(rows: int, classes: int, problems: int, dtype, mode: str = "GRADIEN
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode}")
-    out = dtype if out is None else out
+    out = dtype if out is None or mode == "LOSS" else out
+    if itemsize(out) == 2 and (mode not in SIXTEEN_BIT_MODES or itemsize(dtype) != 4):
+        raise ValueError(f"16-bit output comes from float32 in {' or '.join(SIXTEEN_BIT_MODES)}; got {dtype}, {mode}")
     types = f"{c_type(dtype)}, {c_type(out)}, {mode}"
     shape = row_shape(classes, out)
     if shape is None:
@@ -98,6 +102,15 @@ def row_shape(classes: int, out) -> tuple[int, int] | None:
 def needs_row_losses(classes: int, out) -> bool:
     """Return whether the residual kernel gives a loss per row, for `tile_losses` to add up."""
     return row_shape(classes, out) is None
+
+
+def residual_launches() -> Iterator[Launch]:
+    """Yield every residual kernel that `residual` can choose, with a grid for one tile."""
+    classes = [*(lanes * values for lanes, values in ROW_SHAPES), BLOCK_THREADS * 16]
+    for dtype, outs in (("float32", ("float32", "float16", "bfloat16")), ("float64", ("float64",))):
+        for out in outs:
+            for mode in MODES if out == dtype else SIXTEEN_BIT_MODES:
+                yield from (residual(TILE_ROWS, n, 1, dtype, mode, out) for n in classes)
 
 
 # ---------------------------------------------------------------- sums.cu

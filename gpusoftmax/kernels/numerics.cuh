@@ -103,9 +103,13 @@ __device__ __forceinline__ void store_pair(double* to, double first, double seco
 {
     *reinterpret_cast<double2*>(to) = make_double2(first, second);
 }
-template <typename half> __device__ __forceinline__ void store_pair(half* to, float first, float second)
+__device__ __forceinline__ void store_pair(float16* to, float first, float second)
 {
-    *reinterpret_cast<unsigned*>(to) = to_bits(first, half{}) | to_bits(second, half{}) << 16;
+    *reinterpret_cast<unsigned*>(to) = to_bits(first, float16{}) | to_bits(second, float16{}) << 16;
+}
+__device__ __forceinline__ void store_pair(bfloat16* to, float first, float second)
+{
+    *reinterpret_cast<unsigned*>(to) = to_bits(first, bfloat16{}) | to_bits(second, bfloat16{}) << 16;
 }
 
 // ---- reductions in a fixed order ----------------------------------------------------------------

@@ -58,9 +58,10 @@ __device__ __forceinline__ void load_logits(const real* z, const real* bias, int
 // ---- K up to 512: LANES lanes share a row, which stays in registers ------------------------------
 // grid: one block per tile and problem, problems of a tile side by side; block: min(256, 64 * LANES) threads; static
 // shared memory only.  LANES * VALUES >= the output's stride; VALUES is a multiple of 16 / sizeof(real).
+// The second launch bound: left to itself (0), ptxas gives some double kernels a register too few and spills.
 
 template <typename real, typename out, Mode MODE, int LANES, int VALUES>
-__global__ void __launch_bounds__(LANES < 4 ? 64 * LANES : 256)
+__global__ void __launch_bounds__(LANES < 4 ? 64 * LANES : 256, sizeof(real) == 4 ? 0 : VALUES < 16 ? 2 : 1)
 residual_rows(const real* z, long long ld_z, out* g, long long ld_g, const real* direction, int rows, int classes,
               int problems, const real* __restrict__ bias, const real* __restrict__ direction_bias,
               const int* __restrict__ labels, const real* __restrict__ targets, long long ld_t, real label_smoothing,
@@ -183,7 +184,7 @@ residual_rows(const real* z, long long ld_z, out* g, long long ld_g, const real*
 // Two passes over the row (three in HESSIAN): a running maximum with the sums relative to it, then the output.
 
 template <typename real, typename out, Mode MODE, int THREADS>
-__global__ void __launch_bounds__(THREADS, 4)  // 64 registers: with fewer, double spills
+__global__ void __launch_bounds__(THREADS, sizeof(real) == 8 ? 3 : 4)  // see residual_rows
 residual_block(const real* z, long long ld_z, out* g, long long ld_g, const real* direction, int rows, int classes,
                int problems, const real* __restrict__ bias, const real* __restrict__ direction_bias,
                const int* __restrict__ labels, const real* __restrict__ targets, long long ld_t, real label_smoothing,

@@ -83,21 +83,11 @@ class RawKernel:
             raise Fault("launch", f"{self.name} was compiled for another device")
         here.stream._begin()
         bound = [_Argument(self, index, arg) for index, arg in enumerate(args)]
-        _share_buffers(bound)
+        _share(bound)
         here.counters.launches += 1
         launch(self._ptx, self._symbol, grid, block, [argument.value for argument in bound], shared_mem)
         for argument in bound:
             argument.finish()
-
-
-def _share_buffers(bound):
-    """Let arguments that are the same array share one buffer: a kernel may work in place, if its author meant it."""
-    known = {}
-    for argument in bound:
-        if argument.buffer is not None:
-            array = argument.array
-            place = array.data.ptr, array.shape, array.strides, array.dtype
-            argument.value = argument.buffer = known.setdefault(place, argument.buffer)
 
 
 class _Argument:
@@ -151,6 +141,16 @@ class _Argument:
             touch(self.array._block, self.array._data, True)
         elif shadow.log or shadow.reader is not None or shadow.read_only is not None:
             touch(self.array._block, self.array._data, False)
+
+
+def _share(arguments):
+    """Let pointers to one and the same array share a buffer: a kernel may work in place."""
+    first = {}
+    for argument in arguments:
+        if argument.buffer is not None and argument.array.size:
+            data = argument.array._data
+            place = data.__array_interface__["data"][0], data.shape, data.strides, data.dtype
+            argument.value = argument.buffer = first.setdefault(place, argument.buffer)
 
 
 class RawModule:
