@@ -36,6 +36,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "solvers.lbfgs",
     "callbacks",
     "training",
+    "interop",
     "estimator",
     "functional",
 ]
