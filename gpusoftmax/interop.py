@@ -100,6 +100,12 @@ def receive(array, name: str = "X") -> tuple[Any, Home]:
     return _seen(array, name, np.from_dlpack, np.asarray), Home(xp, device)
 
 
+def receive_beside(array, home: Home, name: str) -> tuple[Any, Home]:
+    """Return an array as `receive` does, but on the host unless it is on the CUDA device of X, whose home is given."""
+    array, own = receive(array, name)
+    return (array, own) if own.cuda_device == home.cuda_device else (to_host(array), HOST)
+
+
 def to_host(array):
     """Return an array's values on the host, NumPy's; lists, frames and the like as they are."""
     array, home = receive(array, "the array")
