@@ -70,6 +70,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     verbose : int, default=0
         Above 0, report progress on standard error.
     device : {"auto", "cpu", "cuda"}, default="auto"
+        Where to compute: "auto" is where X already is; for X on the host, a CUDA GPU if there is one that can be used.
     memory_budget : int or None, default=None
         Most bytes of workspace beside X, y, the weights and the solver's vectors, (n_features + 1) · n_classes numbers
         each; None for what runs best.
@@ -81,6 +82,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     intercept_ : array of shape (1,) or (n_classes,)
         float64 where features were centred for precision (see the guide), else of the dtype of `coef_`.
     classes_ : array of shape (n_classes,)
+        NumPy's, unless y was an array of numbers of another library: then that library's.
     n_iter_ : array of shape (1,), int32
         Steps taken.
     n_passes_ : float
@@ -157,7 +159,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Array, memory-mapped array or data frame of any real dtype.
+            Array, memory-mapped array or data frame of any real dtype. An array of CuPy or PyTorch, or whatever speaks
+            DLPack or ``__cuda_array_interface__``, is not copied and stays on its device; fitted attributes and
+            predictions are then arrays of that library on that device. Pickles and copies hold NumPy arrays.
         y : array-like of shape (n_samples,) or (n_samples, n_classes)
             Labels of any dtype that can be ordered; or soft targets, non-negative rows that sum to one.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -173,6 +177,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         ------
         ValueError
             Data or parameters are unusable. The estimator is left as it was, as it is when the fit is interrupted.
+        DeviceError
+            A CUDA GPU is asked for and cannot be used; the message says why.
+        MemoryError
+            The device has too little memory.
         """
         with _unchanged_on_failure(self):
             self._validate_params()

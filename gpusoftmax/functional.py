@@ -29,7 +29,8 @@ def loss_and_gradient(
     Parameters
     ----------
     X : array of shape (n_samples, n_features)
-        Any real dtype; float32 and float16 compute in float32, others in float64.
+        NumPy's, CuPy's or what speaks DLPack, on the host or a CUDA device, where all is computed and given back. Any
+        real dtype; float32 and float16 compute in float32, others in float64.
     targets : array of shape (n_samples,) or (n_samples, n_classes)
         Class indices in [0, n_classes), or soft targets whose rows sum to one.
     W : array of shape (n_features, n_classes)

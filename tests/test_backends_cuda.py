@@ -1,4 +1,4 @@
-"""The CUDA backend: what is missing is said in one sentence, memory and devices are the caller's, nothing waits twice."""
+"""The CUDA backend: what is missing is said in one sentence, memory and devices are the caller's, waits are few."""
 
 import copy
 import re
@@ -107,7 +107,7 @@ def test_auto_takes_the_cpu_where_something_is_missing(machine, words, monkeypat
         assert SoftmaxRegression().fit(X, Y).score(X, Y) > 0.5
 
 
-def test_arrays_on_a_device_need_CuPy_too(monkeypatch):
+def test_arrays_on_a_device_need_cupy_too(monkeypatch):
     class Tensor:
         shape, dtype = X.shape, X.dtype
         __dlpack__ = None

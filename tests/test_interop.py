@@ -62,7 +62,7 @@ def put(request):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_results_live_where_X_lives(put, n_classes, dtype):
+def test_results_live_where_the_features_do(put, n_classes, dtype):
     there, labels = put(X.astype(dtype)), put(Y % n_classes)
     clf = SoftmaxRegression(device="cpu", tol=1e-4).fit(there, labels, put(WEIGHTS))
     plain = SoftmaxRegression(device="cpu", tol=1e-4).fit(X.astype(dtype), Y % n_classes, WEIGHTS)
@@ -87,7 +87,7 @@ def test_soft_targets_of_another_library(put):
     assert_array_equal(to_host(clf.predict(put(X))), plain.predict(X))
 
 
-def test_text_and_what_a_library_lacks_stay_NumPys(put):
+def test_text_and_what_a_library_lacks_stay_on_the_host(put):
     clf = SoftmaxRegression(device="cpu").fit(put(X), NAMES[Y])
     assert type(clf.coef_) is type(put(X))
     assert_array_equal(clf.classes_, NAMES)
@@ -96,7 +96,7 @@ def test_text_and_what_a_library_lacks_stay_NumPys(put):
     assert_array_equal(to_host(clf.predict(put(X))), SoftmaxRegression(device="cpu").fit(X, Y).predict(X))
 
 
-def test_a_model_moves_to_where_X_is(put):
+def test_a_model_moves_to_where_its_input_is(put):
     clf, plain = SoftmaxRegression(device="cpu").fit(put(X), put(Y)), SoftmaxRegression(device="cpu").fit(X, Y)
     for name in PREDICTIONS:
         ours = getattr(clf, name)(X)
@@ -105,7 +105,7 @@ def test_a_model_moves_to_where_X_is(put):
         assert_array_equal(to_host(getattr(plain, name)(put(X))), ours)
 
 
-def test_NumPy_sees_it_without_a_copy(put):
+def test_numpy_sees_it_without_a_copy(put):
     there = put(X)
     seen, home = receive(there)
     assert type(seen) is np.ndarray
@@ -114,7 +114,7 @@ def test_NumPy_sees_it_without_a_copy(put):
     assert home.cuda_device is None
 
 
-def test_loss_and_gradient_lives_where_X_lives(put):
+def test_loss_and_gradient_lives_where_the_features_do(put):
     W, b = RNG.normal(size=(5, 3)), RNG.normal(size=3)
     loss, grad_W, grad_b = loss_and_gradient(put(X), put(Y), put(W), put(b), sample_weight=put(WEIGHTS), device="cpu")
     expected = loss_and_gradient(X, Y, W, b, sample_weight=WEIGHTS, device="cpu")
@@ -126,7 +126,7 @@ def test_loss_and_gradient_lives_where_X_lives(put):
 
 
 @pytest.mark.parametrize("change", [lambda t: t.bfloat16(), lambda t: t.requires_grad_()], ids=["bfloat16", "grad"])
-def test_what_NumPy_cannot_see_is_named(change):
+def test_what_numpy_cannot_see_is_named(change):
     tensor = pytest.importorskip("torch").ones(97, 5)
     with pytest.raises(TypeError, match=r"^X, a Tensor of torch\.\w+, cannot be read: .*(BFloat16|detach)"):
         SoftmaxRegression(device="cpu").fit(change(tensor), Y)
@@ -263,7 +263,7 @@ def test_fit_and_predict_on_the_device(cupy, kind):
     assert clf.score(kind(there), kind(labels), kind(cupy.asarray(WEIGHTS))) == plain.score(X, Y, WEIGHTS)
 
 
-def test_CuPy_sees_it_without_a_copy(cupy, kind):
+def test_cupy_sees_it_without_a_copy(cupy, kind):
     there = cupy.asarray(X)
     seen, home = receive(kind(there))
     assert seen.data.ptr == there.data.ptr
@@ -286,7 +286,7 @@ def test_dtypes_and_layouts(cupy, dtype, layout):
 
 
 @pytest.mark.parametrize("targets", ["labels", "soft"])
-def test_X_and_soft_targets_stay_on_the_device(machine, cupy, targets):
+def test_features_and_soft_targets_stay_on_the_device(machine, cupy, targets):
     many = np.tile(X, (1, 8))
     soft = np.tile(SOFT, (1, 8)) / 8
     there, y = cupy.asarray(many), cupy.asarray(soft if targets == "soft" else Y)
@@ -300,7 +300,7 @@ def test_X_and_soft_targets_stay_on_the_device(machine, cupy, targets):
     assert machine.counters.transferred_bytes <= clf.coef_.nbytes + clf.intercept_.nbytes + clf.classes_.nbytes + 64
 
 
-def test_checking_X_costs_one_small_copy(machine, cupy):
+def test_checking_features_costs_one_small_copy(machine, cupy):
     there, clf = cupy.asarray(X), on_host()
     machine.counters.reset()
     with config_context(assume_finite=True):
@@ -451,7 +451,7 @@ def test_device_auto_takes_the_device_that_is_there(machine):
     assert type(clf.coef_) is np.ndarray
 
 
-def test_X_decides_which_device_computes(machine, cupy):
+def test_the_features_decide_which_device_computes(machine, cupy):
     with cupy.cuda.Device(1):
         there, labels, soft = cupy.asarray(X), cupy.asarray(Y), cupy.asarray(SOFT)
     there_0, soft_0 = cupy.asarray(X), cupy.asarray(SOFT)
@@ -494,7 +494,7 @@ def test_pickles_and_copies_need_no_device(y):
             assert_array_equal(ours, values) if name == "predict" else assert_allclose(ours, values, rtol=1e-9)
 
 
-def test_files_load_where_there_is_no_CuPy(tmp_path):
+def test_files_load_where_there_is_no_cupy(tmp_path):
     import joblib
 
     with cuda():
