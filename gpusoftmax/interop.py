@@ -55,14 +55,14 @@ class Home:
         if self.xp is np or labels.dtype.kind not in "biuf":
             return labels
         try:
-            return self.send(labels.astype(labels.dtype.newbyteorder("="), copy=False))
+            return self.send(_native(labels))
         except TypeError:
             return labels
 
     def take_labels(self, classes: np.ndarray, indices):
         """Return ``classes[indices]`` in this place; see `send_labels`."""
         if self.is_cuda and classes.dtype.kind in "biuf":
-            return self.send(_cupy().asarray(classes)[indices])
+            return self.send(_cupy().asarray(_native(classes))[indices])
         return self.send_labels(classes[to_host(indices)])
 
 
@@ -141,6 +141,11 @@ def validate(array, home: Home, check: Callable, **names):
 def shadow(array) -> np.ndarray:
     """Return zeros of an array's shape and dtype that take no memory."""
     return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """Return the array in the byte order of this machine, which is all that other libraries know."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _cupy() -> Any:

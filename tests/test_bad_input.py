@@ -123,7 +123,7 @@ PARAMS = {  # parameter: (values that are refused, words of the message beside t
     "warm_start": (["no", 2, None], ["bool"]),
     "random_state": (["seed", -1, 1.5], ["RandomState"]),
     "verbose": ([-1, 1.5, "yes", None], ["range"]),
-    "device": (["cuda", "gpu", "CPU", "", None, 0], ["cpu", "auto"]),
+    "device": (["gpu", "CPU", "", None, 0], ["cpu", "auto"]),
     "memory_budget": ([0, -1, 1.5, "1GB", np.inf], ["range"]),
 }
 

@@ -405,6 +405,11 @@ def test_text_labels_stay_on_the_host(cupy):
     assert clf.score(there, NAMES[Y]) == plain.score(X, NAMES[Y])
 
 
+def test_labels_in_another_byte_order(cupy):
+    clf = SoftmaxRegression().fit(cupy.asarray(X), Y.astype(">i4"))
+    assert_array_equal(to_host(clf.predict(cupy.asarray(X))), on_host().predict(X))
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_a_model_moves_between_host_and_device(cupy, n_classes):
     there, plain = cupy.asarray(X), on_host(n_classes)
