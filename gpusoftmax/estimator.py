@@ -8,9 +8,10 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
+from sklearn._config import get_config  # sklearn.get_config, whose re-export mypy does not see
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -19,11 +20,20 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.callbacks import PrintProgress
 from gpusoftmax.exceptions import NonFiniteError
+from gpusoftmax.interop import CHECKED_NUMBERS, HOST, receive, shadow, to_host, validate
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource, compute_dtype, weight_per_class
 from gpusoftmax.targets import check_class_names, check_soft_targets, encode_labels
 from gpusoftmax.training import Training, train
+
+ARRAYS = ("coef_", "intercept_", "classes_", "n_iter_", "_center")
+METHODS = {
+    "classes": "predict",
+    "probabilities": "predict_proba",
+    "log_probabilities": "predict_log_proba",
+    "logits": "decision_function",
+}
 
 
 class SoftmaxRegression(ClassifierMixin, BaseEstimator):
@@ -59,6 +69,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     verbose : int, default=0
         Above 0, report progress on standard error.
     device : {"auto", "cpu", "cuda"}, default="auto"
+        Where to compute: "auto" is where X already is; for X on the host, a CUDA GPU if there is one that can be used.
     precision : {"auto", "highest", "high", "medium"}, default="auto"
         Of float32 products on a GPU with tensor cores, named as PyTorch names them; elsewhere all are the same. "auto"
         begins a fit with rounded products (TF32) where products take the time, and ends it with exact ones. "high"
@@ -75,6 +86,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     intercept_ : array of shape (1,) or (n_classes,)
         float64 where features were centred for precision (see the guide), else of the dtype of `coef_`.
     classes_ : array of shape (n_classes,)
+        NumPy's, unless y was an array of numbers of another library: then that library's.
     n_iter_ : array of shape (1,), int32
         Steps taken.
     n_passes_ : float
@@ -154,7 +166,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Array, memory-mapped array or data frame of any real dtype.
+            Array, memory-mapped array or data frame of any real dtype. An array of CuPy or PyTorch, or whatever speaks
+            DLPack or ``__cuda_array_interface__``, is not copied and stays on its device; fitted attributes and
+            predictions are then arrays of that library on that device. Pickles and copies hold NumPy arrays.
         y : array-like of shape (n_samples,) or (n_samples, n_classes)
             Labels of any dtype that can be ordered; or soft targets, non-negative rows that sum to one.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -170,43 +184,23 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         ------
         ValueError
             Data or parameters are unusable. The estimator is left as it was, as it is when the fit is interrupted.
+        DeviceError
+            A CUDA GPU is asked for and cannot be used; the message says why.
+        MemoryError
+            The device has too little memory.
         """
         with _unchanged_on_failure(self):
             self._validate_params()
-            X, targets, classes = self._validate_data_for_fit(X, y, classes)
-            dtype = compute_dtype(X.dtype)
-            weights, weight_unit = self._row_weights(X, sample_weight, dtype)
-            source = ArraySource(X, targets, weights, dtype)
-            source = replace(source, class_weight=self._class_weight(source, classes))
-            solution, center = train(
-                Training(
-                    C=np.array([self.C / 2 if len(classes) == 2 else self.C]) * weight_unit,
-                    n_classes=len(classes),
-                    has_intercept=self.fit_intercept,
-                    label_smoothing=self.label_smoothing,
-                    seed=0 if self.random_state is None else check_random_state(self.random_state).randint(2**31),
-                    budget_bytes=self.memory_budget,
-                    precision=self.precision,
-                ),
-                source,
-                LBFGS(tol=self.tol, max_iter=self.max_iter),
-                get_backend(self.device),
-                start=self._start(classes, X.shape[1]),
-                callback=PrintProgress() if self.verbose else None,
-            )
-            if solution.status[0] == Status.NON_FINITE:
-                raise NonFiniteError(
-                    f"The objective or its gradient left the range of {dtype.name}: features as large as these want "
-                    "rescaling (sklearn.preprocessing.StandardScaler, for instance) or float64."
-                )
-            self._unpack(solution, center, classes, dtype)
+            X, home = receive(X)
+            backend = get_backend(self.device, home.cuda_device)
+            with backend.active():
+                self._fit(X, home, y, sample_weight, classes, backend)
         self._warn_unless_converged()
         return self
 
     def predict(self, X):
         """Return the most likely class of each sample, shape (n_samples,)."""
-        indices = self._map_logits(X, "classes")
-        return self.classes_[indices]
+        return self._map_logits(X, "classes")
 
     def predict_proba(self, X):
         """Return the probability of each class, shape (n_samples, n_classes)."""
@@ -218,18 +212,75 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X):
         """Return the logits, shape (n_samples, n_classes); for two classes their difference, shape (n_samples,)."""
-        logits = self._map_logits(X, "logits")
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+        return self._map_logits(X, "logits")
 
-    def _validate_data_for_fit(self, X, y, classes):
-        """Return X, the targets below the estimator, and the classes."""
+    def score(self, X, y, sample_weight=None):
+        """Return the accuracy of `predict`, the share of `sample_weight` that is classified as `y` says."""
+        from sklearn.metrics import accuracy_score  # 0.2 s that an import of this package need not take
+
+        return accuracy_score(to_host(y), to_host(self.predict(X)), sample_weight=to_host(sample_weight))
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.array_api_support = True
+        return tags
+
+    def __getstate__(self):
+        # Pickles and copies hold NumPy arrays, and load where there is neither a GPU nor X's library.
+        state = super().__getstate__()
+        return state | {name: to_host(state[name]) for name in ARRAYS if name in state}
+
+    def _fit(self, X, home, y, sample_weight, classes, backend):
+        """Fit X, as `receive` returns it; the rest is as the user gave it."""
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        shape = np.asarray(y).shape
+        y, y_home = receive(y, "y")
+        validated = self._validate_data_for_fit(X, home, y, y_home, to_host(classes), backend)
+        X, targets, targets_xp, classes = validated
+        dtype = compute_dtype(X.dtype)
+        weights, weight_unit = self._row_weights(X, sample_weight, dtype)
+        if weights is not None and targets_xp is not np:
+            weights = backend.to_device(weights)
+        source = ArraySource(X, targets, weights, dtype, targets_xp=targets_xp)
+        source = replace(source, class_weight=self._class_weight(source, classes, backend))
+        solution, center = train(
+            Training(
+                C=np.array([self.C / 2 if len(classes) == 2 else self.C]) * weight_unit,
+                n_classes=len(classes),
+                has_intercept=self.fit_intercept,
+                label_smoothing=self.label_smoothing,
+                seed=0 if self.random_state is None else check_random_state(self.random_state).randint(2**31),
+                budget_bytes=self.memory_budget,
+                precision=self.precision,
+            ),
+            source,
+            LBFGS(tol=self.tol, max_iter=self.max_iter),
+            backend,
+            start=self._start(classes, X.shape[1]),
+            callback=PrintProgress() if self.verbose else None,
+        )
+        if solution.status[0] == Status.NON_FINITE:
+            raise NonFiniteError(
+                f"The objective or its gradient left the range of {dtype.name}: features as large as these want "
+                "rescaling (sklearn.preprocessing.StandardScaler, for instance) or float64."
+            )
+        self._unpack(solution, center, classes, dtype, home, y_home)
+
+    def _validate_data_for_fit(self, X, home, y, y_home, classes, backend):
+        """Return X, the targets below the estimator, their namespace, and the classes."""
+        if y_home.is_cuda and not (y_home.cuda_device == home.cuda_device and y.ndim == 2 and y.shape[1] > 1):
+            y, y_home = to_host(y), HOST
+        shape = y.shape if y_home.is_cuda else np.asarray(y).shape
         is_soft = len(shape) == 2 and shape[1] > 1
-        X, y = self._validate_features(X, y, multi_output=is_soft)
+        if y_home.is_cuda:  # soft targets beside X: they stay there
+            X = self._validate_features(X, home)
+            check_consistent_length(shadow(X), shadow(y))
+            y = validate(y, y_home, check_array, input_name="y", estimator=self)
+            targets = check_soft_targets(y, backend.to_host, CHECKED_NUMBERS)
+            return X, targets, backend.xp, check_class_names(classes, y.shape[1])
+        X, y = self._validate_features(X, home, y, multi_output=is_soft)
         if is_soft:
-            return X, check_soft_targets(y), check_class_names(classes, y.shape[1])
+            return X, check_soft_targets(y), np, check_class_names(classes, y.shape[1])
         if classes is not None:
             raise ValueError("classes names the columns of soft targets; with labels, leave it out.")
         if y.dtype.kind != "O":  # scikit-learn knows no objects but strings; their order is all that is asked here
@@ -237,12 +288,16 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         classes, targets = encode_labels(y)
         if len(classes) < 2:
             raise ValueError(f"y must hold at least 2 classes, got one class: {classes[0]!r}.")
-        return X, targets, classes
+        return X, targets, np, classes
 
-    def _validate_features(self, X, *y, **options):
+    def _validate_features(self, X, home, *y, **options):
         """Return X, with y if given, as `validate_data` does; X keeps its dtype and memory."""
-        with np.errstate(invalid="ignore", over="ignore"):  # its first look at finiteness is a sum
-            validated = validate_data(self, X, *y, dtype="numeric", **options)
+
+        def check(X, **more):
+            with np.errstate(invalid="ignore", over="ignore"):  # its first look at finiteness is a sum
+                return validate_data(self, X, *y, dtype="numeric", **options, **more)
+
+        validated = validate(X, home, check, input_name="X", estimator=self)
         dtype = (validated[0] if y else validated).dtype
         if dtype.kind not in "biuf":
             raise TypeError(f"X must hold real numbers, got dtype {dtype}.")
@@ -255,52 +310,57 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         """
         if sample_weight is None:
             return None, 1.0
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        weights = _check_sample_weight(to_host(sample_weight), shadow(X), dtype=np.float64, ensure_non_negative=True)
         unit = np.ldexp(1.0, np.frexp(weights.max())[1] - 1)
         return (weights / unit).astype(dtype)[:, np.newaxis], unit
 
-    def _class_weight(self, source, classes):
+    def _class_weight(self, source, classes, backend):
         """Return the factor of each class's term of the loss (n_classes,), or None for ones."""
         if self.class_weight is None:
             return None
         if self.class_weight == "balanced":
-            total, per_class = weight_per_class(source, 1, len(classes))
-            return np.divide(total / len(classes), per_class[0], out=np.zeros(len(classes)), where=per_class[0] > 0)
+            total, per_class = weight_per_class(source, 1, len(classes), backend.to_host)
+            balance = total / len(classes)
+            factor = np.divide(balance, per_class[0], out=np.zeros(len(classes)), where=per_class[0] > 0)
+            return source.targets_xp.asarray(factor)
         factor = compute_class_weight(self.class_weight, classes=classes, y=classes)
         if not (np.isfinite(factor) & (factor >= 0)).all():
             raise ValueError(f"class_weight must be finite and non-negative, got {self.class_weight}.")
-        return factor
+        return source.targets_xp.asarray(factor)
 
     def _start(self, classes, n_features):
         """Return the params of the previous fit, or None to start anew."""
         if not self.warm_start or not hasattr(self, "coef_"):
             return None
-        if not np.array_equal(classes, self.classes_) or self.coef_.shape[1] != n_features:
+        old_classes, n_old = to_host(self.classes_), self.coef_.shape[1]
+        if not np.array_equal(classes, old_classes) or n_old != n_features:
             raise ValueError(
-                f"warm_start continues a fit of {self.coef_.shape[1]} features and the classes {list(self.classes_)}; "
+                f"warm_start continues a fit of {n_old} features and the classes {list(old_classes)}; "
                 f"this one has {n_features} features and the classes {list(classes)}. Set warm_start=False."
             )
-        return self._params()
+        return self._params(to_host(self.coef_))
 
-    def _params(self):
-        """Return `coef_` and `intercept_` as params (n_features + 1, 1, n_classes), float64."""
-        rows = np.column_stack([self.coef_, self.intercept_]).astype(np.float64)
-        if len(self.classes_) == 2:
+    def _params(self, coef):
+        """Return `coef_`, given on the host, and `intercept_` as params (n_features + 1, 1, n_classes), float64."""
+        rows = np.column_stack([coef, to_host(self.intercept_)]).astype(np.float64)
+        if len(rows) == 1:
             rows = np.concatenate([-rows / 2, rows / 2])
         return rows.T[:, np.newaxis]
 
-    def _unpack(self, solution, center, classes, dtype):
+    def _unpack(self, solution, center, classes, dtype, home, y_home):
         """Set the fitted attributes."""
         rows = solution.params[:, 0].T.astype(np.float64)
         if len(classes) == 2:
             rows = rows[1:] - rows[:1]
-        self.coef_ = np.ascontiguousarray(rows[:, :-1], dtype)
-        self.intercept_ = rows[:, -1].astype(dtype)
+        coef = np.ascontiguousarray(rows[:, :-1], dtype)
+        intercept = rows[:, -1].astype(dtype)
         self._center = center
         if center is not None:  # from the rounded coefficients: offset times rounding is no rounding
-            self.intercept_ = rows[:, -1] - self.coef_.astype(np.float64) @ center
-        self.classes_ = classes
-        self.n_iter_ = solution.n_iter
+            intercept = rows[:, -1] - coef.astype(np.float64) @ center
+        self.coef_ = home.send(coef)
+        self.intercept_ = home.send(intercept)
+        self.classes_ = y_home.send_labels(classes)
+        self.n_iter_ = home.send(solution.n_iter)
         self.n_passes_ = float(solution.n_passes[0])
         self.status_ = Status(int(solution.status[0]))
         self.objective_ = float(solution.value[0])
@@ -315,31 +375,51 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             else "Scale the features, give X as float64, or loosen tol."
         )
         warnings.warn(
-            f"The fit {self.status_.sentence}. After {self.n_iter_[0]} iterations the largest absolute gradient entry "
-            f"is {self.gradient_norm_:.2e} (tol={self.tol:.2e}). {advice}",
+            f"The fit {self.status_.sentence}. After {to_host(self.n_iter_)[0]} iterations the largest absolute "
+            f"gradient entry is {self.gradient_norm_:.2e} (tol={self.tol:.2e}). {advice}",
             ConvergenceWarning,
             stacklevel=3,
         )
 
     def _map_logits(self, X, output):
-        """Return an output of `kernels.cpu.predict` for every sample."""
+        """Return an output of `kernels.cpu.predict` for every sample, where X lives; labels for "classes"."""
         check_is_fitted(self)
-        X = self._validate_features(X, reset=False)
-        dtype = np.result_type(compute_dtype(X.dtype), self.coef_.dtype)
-        backend = get_backend(self.device)
-        params, n_classes = self._params(), len(self.classes_)
-        source = backend.place(ArraySource(X, np.zeros(len(X), np.uint8), None, dtype, center=self._center))
-        if self._center is not None:
-            params[-1] += np.tensordot(self._center, params[:-1], axes=1)
-        plan = backend.facts().plan_pass(
-            *(*X.shape, 1, n_classes, dtype),
-            is_direct=source.is_direct,
-            budget_bytes=self.memory_budget,
-        )
-        is_index = output == "classes"
-        out = np.empty(len(X), np.min_scalar_type(n_classes)) if is_index else np.empty((len(X), n_classes), dtype)
-        backend.predict(source, plan, params, output, out)
-        return out
+        X, home = receive(X)
+        self._check_same_namespace(home, METHODS[output])
+        backend = get_backend(self.device, home.cuda_device)
+        with backend.active():
+            X = self._validate_features(X, home, reset=False)
+            coef, classes = to_host(self.coef_), to_host(self.classes_)
+            dtype = np.result_type(compute_dtype(X.dtype), coef.dtype)
+            params, n_classes = self._params(coef), len(classes)
+            center = None if self._center is None else to_host(self._center)
+            if center is not None:
+                params[-1] += np.tensordot(center, params[:-1], axes=1)
+            source = backend.place(ArraySource(X, np.zeros(len(X), np.uint8), None, dtype, center=center))
+            plan = backend.facts().plan_pass(
+                *(*X.shape, 1, n_classes, dtype),
+                is_direct=source.is_direct,
+                budget_bytes=self.memory_budget,
+            )
+            is_index = output == "classes"
+            shape = len(X) if is_index else (len(X), n_classes)
+            out = home.empty(shape, np.min_scalar_type(n_classes) if is_index else dtype)
+            backend.predict(source, plan, params, output, out)
+            if is_index:
+                return home.take_labels(classes, out)
+            return home.send(out[:, 1] - out[:, 0] if output == "logits" and n_classes == 2 else out)
+
+    def _check_same_namespace(self, home, method):
+        """Raise, where scikit-learn dispatches on namespaces, if X is not where it was in fit, as its estimators do."""
+        if not get_config()["array_api_dispatch"]:
+            return
+        _, fitted = receive(self.coef_)
+        if home != fitted:
+            raise ValueError(
+                f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace and the same device as "
+                f"those passed to fit(), under array_api_dispatch: got {home}, fitted in {fitted}. Move X, or the "
+                "estimator with sklearn.utils._array_api.move_estimator_to, or switch array_api_dispatch off."
+            )
 
 
 @contextmanager

@@ -1,12 +1,17 @@
 """The fused pass as a function: loss and gradients of softmax regression, for use in other people's training loops."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from sklearn.utils.validation import check_array
 
+from gpusoftmax.backends.base import Backend
 from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.exceptions import NonFiniteError
+from gpusoftmax.interop import CHECKED_NUMBERS, Home, receive, receive_beside, validate
 from gpusoftmax.sources import ArraySource, compute_dtype
-from gpusoftmax.targets import check_class_indices, check_soft_targets
+from gpusoftmax.targets import BLOCK_ROWS, check_class_indices, check_soft_targets
 
 
 def loss_and_gradient(
@@ -24,7 +29,8 @@ def loss_and_gradient(
     Parameters
     ----------
     X : array of shape (n_samples, n_features)
-        Any real dtype; float32 and float16 compute in float32, others in float64.
+        NumPy's, CuPy's or what speaks DLPack, on the host or a CUDA device, where all is computed and given back. Any
+        real dtype; float32 and float16 compute in float32, others in float64.
     targets : array of shape (n_samples,) or (n_samples, n_classes)
         Class indices in [0, n_classes), or soft targets whose rows sum to one.
     W : array of shape (n_features, n_classes)
@@ -39,6 +45,7 @@ def loss_and_gradient(
     -------
     loss : float
     grad_W : array of shape (n_features, n_classes), compute dtype
+        Where X lives: NumPy's, CuPy's, or what else X was.
     grad_b : array of shape (n_classes,), compute dtype, or None without `b`
 
     Raises
@@ -62,58 +69,84 @@ def loss_and_gradient(
     array([[-0.111...,  0.222..., -0.111...],
            [ 0.222..., -0.111..., -0.111...]])
     """
-    X = check_array(X, dtype="numeric", input_name="X")
-    dtype = compute_dtype(X.dtype)
-    W = check_array(W, dtype=dtype, input_name="W")
-    n_rows, n_features = X.shape
-    if len(W) != n_features:
-        raise ValueError(f"W must have shape (n_features, n_classes) = ({n_features}, …), got {W.shape}.")
-    params = np.zeros((n_features + 1, 1, W.shape[1]), dtype)
-    params[:-1, 0] = W
-    if b is not None:
-        b = check_array(b, dtype=dtype, ensure_2d=False, input_name="b")
-        if b.shape != W.shape[1:]:
+    X, home = receive(X)
+    backend = get_backend(device, home.cuda_device)
+    with backend.active():
+        X = validate(X, home, partial(check_array, dtype="numeric", input_name="X"), input_name="X")
+        dtype = compute_dtype(X.dtype)
+        others = {"W": W, "b": b, "sample_weight": sample_weight}
+        W, b, weights = (_beside(array, home, dtype, name) for name, array in others.items())
+        n_rows, n_features = X.shape
+        if W.ndim != 2 or len(W) != n_features:
+            raise ValueError(f"W must have shape (n_features, n_classes) = ({n_features}, …), got {W.shape}.")
+        if b is not None and b.shape != W.shape[1:]:
             raise ValueError(f"b must have shape (n_classes,) = {W.shape[1:]}, got {b.shape}.")
-        params[-1, 0] = b
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
-    targets = np.asarray(targets)
-    if targets.shape not in ((n_rows,), (n_rows, W.shape[1])):
+        params = backend.xp.zeros((n_features + 1, 1, W.shape[1]), dtype)
+        params[:-1, 0] = backend.to_device(W, dtype)
+        if b is not None:
+            params[-1, 0] = backend.to_device(b, dtype)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}.")
+        targets = _check_targets(targets, home, n_rows, W.shape[1], backend)
+        total = n_rows if weights is None else check_weights(weights, n_rows, backend.to_host)
+        if weights is not None:
+            weights = backend.to_device(weights, dtype)[:, np.newaxis]
+
+        source = backend.place(ArraySource(X, targets, weights, dtype))
+        plan = backend.facts().plan_pass(
+            n_rows,
+            n_features,
+            1,
+            W.shape[1],
+            dtype,
+            is_soft=targets.ndim == 2,
+            is_direct=source.is_direct,
+            budget_bytes=memory_budget,
+        )
+        loss, gradient = backend.fused_pass(source, plan).loss_and_gradient(params, label_smoothing)
+        is_finite = backend.xp.isfinite(gradient).all().astype(np.float64)
+        loss, is_finite = backend.to_host(backend.xp.stack([loss[0], is_finite]))  # the one wait for a device
+        if not (np.isfinite(loss) and is_finite):
+            raise NonFiniteError(
+                f"Logits, loss or gradient left the range of {dtype.name}: rescale X, W or the weights."
+            )
+        gradient /= total
+        grad_b = None if b is None else home.send(gradient[-1, 0])
+        return float(loss / total), home.send(gradient[:-1, 0]), grad_b
+
+
+def _beside(array, home: Home, dtype: np.dtype, name: str):
+    """Return an argument that goes with X as an array of finite numbers, on X's CUDA device or the host, or None."""
+    if array is None:
+        return None
+    array, own = receive_beside(array, home, name)
+    return validate(
+        array, own, partial(check_array, dtype=dtype, ensure_2d=name == "W", input_name=name), input_name=name
+    )
+
+
+def _check_targets(targets, home: Home, n_rows: int, n_classes: int, backend: Backend):
+    """Return class indices or soft targets, on X's CUDA device if they are there."""
+    targets, own = receive_beside(targets, home, "targets")
+    targets = targets if own.is_cuda else np.asarray(targets)
+    if targets.shape not in ((n_rows,), (n_rows, n_classes)):
         raise ValueError(
-            f"targets must have shape (n_samples,) = ({n_rows},) or (n_samples, n_classes) = ({n_rows}, {W.shape[1]}), "
+            f"targets must have shape (n_samples,) = ({n_rows},) or (n_samples, n_classes) = ({n_rows}, {n_classes}), "
             f"got {targets.shape}."
         )
-    targets = check_soft_targets(targets) if targets.ndim == 2 else check_class_indices(targets, W.shape[1])
-    weights = None if sample_weight is None else check_weights(sample_weight, n_rows, dtype)[:, np.newaxis]
-
-    backend = get_backend(device)
-    source = backend.place(ArraySource(X, targets, weights, dtype))
-    plan = backend.facts().plan_pass(
-        n_rows,
-        n_features,
-        1,
-        W.shape[1],
-        dtype,
-        is_soft=targets.ndim == 2,
-        is_direct=source.is_direct,
-        budget_bytes=memory_budget,
-    )
-    sums = backend.fused_pass(source, plan).loss_and_gradient(backend.to_device(params), label_smoothing)
-    loss, gradient = map(backend.to_host, sums)
-    if not (np.isfinite(loss).all() and np.isfinite(gradient).all()):
-        raise NonFiniteError(f"Logits, loss or gradient left the range of {dtype.name}: rescale X, W or the weights.")
-    total = n_rows if weights is None else weights.sum(dtype=np.float64)
-    gradient /= total
-    return float(loss[0] / total), gradient[:-1, 0], gradient[-1, 0] if b is not None else None
+    if targets.ndim == 1:
+        return check_class_indices(targets, n_classes, backend.to_host)
+    return check_soft_targets(targets, backend.to_host, CHECKED_NUMBERS if own.is_cuda else BLOCK_ROWS)
 
 
-def check_weights(sample_weight, n_rows: int, dtype) -> np.ndarray:
-    """Return weights (n_rows,), or raise ValueError unless they are finite, non-negative and not all zero."""
-    weights = check_array(sample_weight, dtype=dtype, ensure_2d=False, input_name="sample_weight")
+def check_weights(weights, n_rows: int, to_host: Callable = np.asarray) -> float:
+    """Return the sum of finite weights, or raise ValueError unless they are (n_rows,), non-negative, not all zero."""
     if weights.shape != (n_rows,):
         raise ValueError(f"sample_weight must have shape (n_samples,) = ({n_rows},), got {weights.shape}.")
-    if weights.min() < 0:
-        raise ValueError(f"sample_weight must not be negative, got a smallest value of {weights.min():.6g}.")
-    if not weights.max() > 0:
+    smallest = to_host(weights.min())
+    if smallest < 0:
+        raise ValueError(f"sample_weight must not be negative, got a smallest value of {smallest:.6g}.")
+    total = float(to_host(weights.sum(dtype=np.float64)))
+    if not total > 0:
         raise ValueError("sample_weight is zero for every sample: give at least one a positive weight.")
-    return weights
+    return total

@@ -3,6 +3,7 @@
 Knows the layout of the data in memory. Does not know what is computed from a block.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -46,6 +47,7 @@ class ArraySource:
     class_weight : array of shape (n_classes,), float64, or None
         Multiplies every class's term of the loss.
     xp : namespace of X and center
+    targets_xp : namespace of targets, weights and class_weight
     """
 
     X: np.ndarray
@@ -55,6 +57,7 @@ class ArraySource:
     center: np.ndarray | None = None
     class_weight: np.ndarray | None = None
     xp: Any = np
+    targets_xp: Any = np
 
     @property
     def n_rows(self) -> int:
@@ -67,7 +70,9 @@ class ArraySource:
     @property
     def is_direct(self) -> bool:
         """Whether a block can be a view of X: right dtype, not centred, and strides that BLAS reads as they are."""
-        if self.center is not None or self.X.dtype != self.dtype or not self.X.flags.aligned:
+        if self.center is not None or self.X.dtype != self.dtype:
+            return False
+        if self.xp is np and not self.X.flags.aligned:  # CuPy has no such flag: what it holds is aligned
             return False
         size, (rows, columns) = self.X.itemsize, self.X.strides
         n_rows, n_features = self.X.shape
@@ -103,9 +108,9 @@ class ArraySource:
         if targets.ndim == 1:
             factor = self.class_weight[targets]
         else:
-            targets = np.multiply(targets, self.class_weight, dtype=self.dtype, casting="unsafe")
+            targets = targets.astype(self.dtype) * self.class_weight.astype(self.dtype)
             factor = targets.sum(axis=1)
-            targets /= np.where(factor > 0, factor, 1.0)[:, np.newaxis]
+            targets /= self.targets_xp.where(factor > 0, factor, 1)[:, np.newaxis]
         factor = factor[:, np.newaxis]
         return targets, factor if weights is None else factor * weights
 
@@ -139,19 +144,22 @@ def feature_range(
     return arrays.to_host(low), arrays.to_host(high)
 
 
-def weight_per_class(source: ArraySource, n_problems: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def weight_per_class(
+    source: ArraySource, n_problems: int, n_classes: int, to_host: Callable = np.asarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return each problem's total weight (n_problems,) and its weight per class (n_problems, n_classes), float64."""
-    total, per_class = np.zeros(n_problems), np.zeros((n_problems, n_classes))
+    xp = source.targets_xp
+    total, per_class = xp.zeros(n_problems), xp.zeros((n_problems, n_classes))
     step = max(1, (1 << 16) // (n_classes if source.targets.ndim == 2 else 1))  # half a megabyte at most
     for start in range(0, source.n_rows, step):
         targets, weights = source.targets_and_weights(slice(start, start + step))
-        weights = np.ones((len(targets), 1)) if weights is None else weights.astype(np.float64)
+        weights = xp.ones((len(targets), 1)) if weights is None else weights.astype(np.float64)
         total += weights.sum(axis=0)
         if targets.ndim == 2:
             per_class += weights.T @ targets
         else:
             per_class += [np.bincount(targets, column, minlength=n_classes) for column in weights.T]
-    return total, per_class
+    return to_host(total), to_host(per_class)
 
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:

@@ -1,6 +1,7 @@
 """From what users call y to what kernels call targets: class indices or soft targets, checked block by block."""
 
 import contextlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -34,14 +35,14 @@ def encode_labels(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return classes, indices
 
 
-def check_class_indices(targets: np.ndarray, n_classes: int) -> np.ndarray:
+def check_class_indices(targets: np.ndarray, n_classes: int, to_host: Callable = np.asarray) -> np.ndarray:
     """Return class indices in the smallest dtype, or raise ValueError unless all are integers in [0, n_classes)."""
     if targets.dtype.kind not in "iu":
         raise ValueError(f"Class indices must be integers, got dtype {targets.dtype}.")
-    if targets.size and (targets.min() < 0 or targets.max() >= n_classes):
-        raise ValueError(
-            f"Class indices must lie in [0, {n_classes}), got values from {targets.min()} to {targets.max()}."
-        )
+    if targets.size:
+        lowest, highest = int(to_host(targets.min())), int(to_host(targets.max()))
+        if lowest < 0 or highest >= n_classes:
+            raise ValueError(f"Class indices must lie in [0, {n_classes}), got values from {lowest} to {highest}.")
     return targets.astype(np.min_scalar_type(n_classes), copy=False)
 
 
@@ -59,10 +60,13 @@ def check_class_names(classes, n_classes: int) -> np.ndarray:
     return classes
 
 
-def check_soft_targets(targets: np.ndarray) -> np.ndarray:
+def check_soft_targets(
+    targets: np.ndarray, to_host: Callable = np.asarray, block_numbers: int = BLOCK_ROWS
+) -> np.ndarray:
     """Return the targets as numbers; raise unless every row is a distribution over the classes.
 
-    Sums may differ from one by what rounding in the targets' own dtype explains.
+    Sums may differ from one by what rounding in the targets' own dtype explains. `to_host` is called once for every
+    `block_numbers` of them.
 
     Raises
     ------
@@ -78,15 +82,16 @@ def check_soft_targets(targets: np.ndarray) -> np.ndarray:
         raise TypeError(f"Soft targets must be numbers, got dtype {targets.dtype}.")
     floating = targets.dtype if targets.dtype.kind == "f" else np.dtype(np.float64)
     tolerance = max(64 * np.finfo(floating).eps, 1e-6)
-    step = max(1, BLOCK_ROWS // targets.shape[1])
+    step = max(1, block_numbers // targets.shape[1])
     for start in range(0, len(targets), step):
         block = targets[start : start + step]
-        is_wrong = (block.min(axis=1) < 0) | ~(np.abs(block.sum(axis=1, dtype=np.float64) - 1) <= tolerance)
-        if is_wrong.any():
-            row = int(is_wrong.argmax())
+        is_wrong = (block.min(axis=1) < 0) | ~(abs(block.sum(axis=1, dtype=np.float64) - 1) <= tolerance)
+        if to_host(is_wrong.any()):
+            row = int(to_host(is_wrong.argmax()))
+            wrong = to_host(block[row])
             raise ValueError(
                 f"Soft targets must be non-negative and sum to one in every row: row {start + row} has smallest entry "
-                f"{block[row].min():.6g} and sum {block[row].sum(dtype=np.float64):.6g}. "
+                f"{wrong.min():.6g} and sum {wrong.sum(dtype=np.float64):.6g}. "
                 "Divide each row by its sum, or give labels as a one-dimensional y."
             )
     return targets

@@ -94,7 +94,7 @@ def train(
         is_direct=source.is_direct,
         budget_bytes=training.budget_bytes,
     )
-    total, per_class = weight_per_class(source, n_problems, training.n_classes)
+    total, per_class = weight_per_class(source, n_problems, training.n_classes, backend.to_host)
     if not (total > 0).all():
         raise ValueError(
             "The weights of all samples are zero: sample_weight times class_weight must have a positive sum."

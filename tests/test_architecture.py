@@ -37,6 +37,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "solvers.ladder",
     "callbacks",
     "training",
+    "interop",
     "estimator",
     "functional",
 ]

@@ -124,6 +124,7 @@ PARAMS = {  # parameter: (values that are refused, words of the message beside t
     "random_state": (["seed", -1, 1.5], ["RandomState"]),
     "verbose": ([-1, 1.5, "yes", None], ["range"]),
     "device": (["gpu", "CUDA", "CPU", "", None, 0], ["cpu", "cuda", "auto"]),
+    "precision": (["low", "tf32", "", None, 16], ["auto", "highest", "high", "medium"]),
     "memory_budget": ([0, -1, 1.5, "1GB", np.inf], ["range"]),
 }
 

@@ -156,7 +156,7 @@ def fit_on_cuda(monkeypatch, precision, dtype=np.float32, bound="arithmetic", **
     with cuda(**machine):
         backend = Listening({"bound": bound})
         monkeypatch.setattr(module, "gemm", gemm)
-        monkeypatch.setattr("gpusoftmax.estimator.get_backend", lambda device: backend)
+        monkeypatch.setattr("gpusoftmax.estimator.get_backend", lambda *device: backend)
         clf = SoftmaxRegression(precision=precision, device="cuda", tol=1e-5).fit(X, y)
     return used, clf
 

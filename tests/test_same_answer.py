@@ -19,6 +19,7 @@ from gpusoftmax import SoftmaxRegression
 from gpusoftmax.backends.cpu import NumpyBackend, NumpyPass
 from gpusoftmax.backends.cuda import CupyBackend
 from gpusoftmax.exceptions import WorkspaceError
+from gpusoftmax.interop import to_host
 from gpusoftmax.kernels import reference
 from gpusoftmax.plan import DeviceFacts
 from gpusoftmax.solvers.base import Status
@@ -183,8 +184,11 @@ class Route:
         return params, solution.value[place], solution.status[place]
 
 
+@dataclass(frozen=True)
 class EstimatorRoute(Route):
     """The same model through scikit-learn's interface."""
+
+    put: Callable = unchanged  # NumPy array -> the array that the estimator gets
 
     def _fit(self, model, dtype):
         clf = SoftmaxRegression(
@@ -194,9 +198,9 @@ class EstimatorRoute(Route):
             label_smoothing=model.label_smoothing,
             tol=TOLERANCES[dtype].tol,
         )
-        weights = None if model.weights is None else model.weights[:, 0]
-        clf.fit(self.layout(model.X.astype(dtype)), model.targets, weights)
-        rows = np.column_stack([clf.coef_, clf.intercept_]).astype(float)
+        weights = None if model.weights is None else self.put(model.weights[:, 0])
+        clf.fit(self.put(self.layout(model.X.astype(dtype))), self.put(model.targets), weights)
+        rows = np.column_stack([to_host(clf.coef_), to_host(clf.intercept_)]).astype(float)
         if model.n_classes == 2:
             rows = np.concatenate([-rows / 2, rows / 2])
         return rows.T, clf.objective_, clf.status_
@@ -257,6 +261,17 @@ class HandCupyBackend(CupyBackend):
         return super().fused_pass(source, replace(plan, **self.changes))
 
 
+def as_cupy(array):
+    import cupy
+
+    return cupy.asarray(array)
+
+
+def as_strict(array):
+    xp = pytest.importorskip("array_api_strict")
+    return xp.asarray(array, device=xp.Device("device1"))
+
+
 def on_cuda(layout=unchanged, model=unchanged, others=(), other_weights=None, budget_bytes=None, **changes):
     """Return a route over the CUDA device, with changes to its plan."""
     backend = partial(HandCupyBackend, **changes)
@@ -312,6 +327,8 @@ ROUTES = {
     "another start": Route(start=0.5),
     "CUDA": on_cuda(),
     "CUDA, estimator": EstimatorRoute(device=cuda),
+    "CUDA, CuPy in, CuPy out": EstimatorRoute(device=cuda, put=as_cupy),
+    "array API, second device": EstimatorRoute(put=as_strict),
     "CUDA, one kernel, blocks of 64 rows": on_cuda(is_one_kernel=True, block_rows=64),
     "CUDA, two products, blocks of 128 rows": on_cuda(is_one_kernel=False, block_rows=128),
     "CUDA, two products in 3 parts": on_cuda(is_one_kernel=False, n_splits=3),

@@ -44,6 +44,9 @@ class Backend(Arrays, Protocol):
     def facts(self) -> Facts:
         """Return what a plan needs to know."""
 
+    def active(self) -> AbstractContextManager:
+        """Return a context in which new arrays are made on this device."""
+
     def session(self) -> AbstractContextManager:
         """Return what a fit holds of the device from its first pass to its last."""
 
@@ -54,4 +57,7 @@ class Backend(Arrays, Protocol):
         """Bind one of its plans to a source."""
 
     def predict(self, source: ArraySource, plan: Any, params, output: str, out) -> None:
-        """Write the `output` of one problem into `out`, block by block; see `kernels.cpu.predict`."""
+        """Write the `output` of one problem into `out`, block by block; see `kernels.cpu.predict`.
+
+        `out` is on the host or on the device.
+        """

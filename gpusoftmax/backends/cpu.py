@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,9 @@ class NumpyBackend:
     def facts(self) -> DeviceFacts:
         """As many threads as the BLAS at hand would use, so that its environment variables and limits are ours."""
         return DeviceFacts(n_threads=_one_blas_thread.count(), unpacked_size=_one_blas_thread.unpacked_size)
+
+    def active(self) -> AbstractContextManager:
+        return nullcontext()
 
     def session(self) -> AbstractContextManager:
         """Hold BLAS to one thread.

@@ -3,7 +3,8 @@
 The host waits for the device where `to_host` is called, and nowhere else.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -23,39 +24,82 @@ ROUNDING = {"tf32": 2.0**-11, "bfloat16": 2.0**-9}  # of the factors of coarser 
 COARSER = {"auto": ["tf32"], "highest": [], "high": ["tf32"], "medium": ["bfloat16"]}
 TENSOR_CORES = 80  # first compute capability whose tensor cores take float32, rounded
 INSTALL = "pip install 'gpusoftmax[cuda13]' (or [cuda12], by the driver's CUDA version)"
+NO_GPU = "{} found no CUDA GPU on this machine: give device='cpu', or let CUDA_VISIBLE_DEVICES name one."
 PREDICTIONS = {"probabilities": "PROBABILITIES", "log_probabilities": "LOG_PROBABILITIES"}
 
 
-def load_cupy() -> Any:
-    """Return CuPy where it has a GPU, or say in one sentence what is missing."""
+def load_cupy(who: str = "device='cuda'", cuda_device: int | None = None) -> Any:
+    """Return CuPy where it has a GPU that can be used, or say in one sentence what is missing.
+
+    Parameters
+    ----------
+    who : str
+        What needs it: the subject of the sentence.
+    cuda_device : int or None
+        Number of the device; None for the current one.
+
+    Raises
+    ------
+    DeviceError
+    """
     try:
         import cupy
-    except ImportError as error:
-        raise DeviceError(f"device='cuda' needs CuPy, which is not installed ({error}): {INSTALL}.") from error
-    try:
-        n_devices = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(
-            f"device='cuda' found no usable driver: {error}. Install or update NVIDIA's driver."
-        ) from error
-    if n_devices == 0:
-        raise DeviceError("device='cuda' found no CUDA GPU on this machine: give device='cpu'.")
-    capability = int(cupy.cuda.Device().compute_capability)
+    except ModuleNotFoundError as error:
+        raise DeviceError(f"{who} needs CuPy, which is not installed ({error}): {INSTALL}.") from error
+    except Exception as error:  # a broken installation raises whatever it likes
+        raise DeviceError(f"{who} needs CuPy, whose import fails ({error}): {INSTALL} anew.") from error
+    _check_driver(cupy, who)
+    capability = int(cupy.cuda.Device(cuda_device).compute_capability)
     if capability < 75:
         raise DeviceError(
-            f"device='cuda' needs compute capability 7.5 or newer (Turing, 2018); this GPU has {capability / 10}."
+            f"{who} needs compute capability 7.5 or newer (Turing, 2018); this GPU has {capability / 10}."
         )
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:  # of the loader, whose type CuPy does not promise
+        raise DeviceError(f"{who} needs CUDA's compiler, which CuPy does not find ({error}): {INSTALL}.") from error
     return cupy
 
 
+def _check_driver(cupy: Any, who: str) -> None:
+    """Raise DeviceError unless there is a driver, new enough for this CuPy, and a GPU."""
+    runtime = cupy.cuda.runtime
+    try:
+        n_devices = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        if str(error).startswith("cudaErrorNoDevice"):
+            raise DeviceError(NO_GPU.format(who)) from error
+        driver, built_for = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+        if 0 < driver < built_for:
+            raise DeviceError(
+                f"{who} found CuPy for CUDA {_version(built_for)} and a driver for CUDA {_version(driver)} at most: "
+                f"update NVIDIA's driver, or take another CuPy: {INSTALL}, once cupy-cuda{built_for // 1000}x is "
+                "uninstalled."
+            ) from error
+        raise DeviceError(f"{who} found no usable driver ({error}): install or update NVIDIA's driver.") from error
+    if n_devices == 0:
+        raise DeviceError(NO_GPU.format(who))
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 class CupyBackend:
-    """The current CUDA device, through CuPy, on the caller's current stream."""
+    """A CUDA device, through CuPy, on the caller's current stream of it.
+
+    Parameters
+    ----------
+    cuda_device : int or None
+        Number of the device; None for the current one.
+    """
 
     name = "cuda"
 
-    def __init__(self) -> None:
-        self.cupy = load_cupy()
+    def __init__(self, cuda_device: int | None = None) -> None:
+        self.cupy = load_cupy(cuda_device=cuda_device)
         self.xp = self.cupy
+        self.cuda_device = self.cupy.cuda.Device(cuda_device).id
         self.kernels = Kernels(self.cupy)
 
     def facts(self) -> CudaFacts:
@@ -74,9 +118,21 @@ class CupyBackend:
             shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
         )
 
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Make this device the current one, and say what to do where its memory does not suffice."""
+        try:
+            with self.session():
+                yield
+        except self.cupy.cuda.memory.OutOfMemoryError as error:
+            raise MemoryError(
+                f"CUDA device {self.cuda_device} has too little memory for this ({error}): free some, give fewer rows "
+                "or features, or compute on the host with device='cpu' and X as a NumPy array."
+            ) from error
+
     def session(self) -> AbstractContextManager:
         """Return the device, so that every array of a fit is made there."""
-        return self.cupy.cuda.Device()
+        return self.cupy.cuda.Device(self.cuda_device)
 
     def to_device(self, array, dtype=None):
         return self.cupy.asarray(array, dtype)
@@ -113,17 +169,23 @@ class CupyBackend:
     def fused_pass(self, source: ArraySource, plan: CudaPlan) -> "CupyPass":
         if plan.is_one_kernel and source.is_direct and source.X.strides[1] != source.X.itemsize:
             plan = plan.by_products()
+        return self._bind(CupyPass, source, plan)
+
+    def _bind(self, make: Callable, source: ArraySource, plan: CudaPlan):
+        """Return ``make(self, source, plan)``, in smaller blocks where the device has not the memory."""
         while True:
             try:
-                return CupyPass(self, source, plan)
+                return make(self, source, plan)
             except self.cupy.cuda.memory.OutOfMemoryError:
                 plan = plan.halved()
 
-    def predict(self, source: ArraySource, plan: CudaPlan, params, output: str, out: np.ndarray) -> None:
-        forward = _Forward(self, source, plan.by_products())
+    def predict(self, source: ArraySource, plan: CudaPlan, params, output: str, out) -> None:
+        forward = self._bind(_Forward, source, plan.by_products())
         forward.set_params(self.to_device(params))
+        stays = isinstance(out, self.cupy.ndarray)
         for rows in forward.plan.blocks():
-            out[rows] = self.to_host(self._prediction(forward, rows, output))
+            prediction = self._prediction(forward, rows, output)
+            out[rows] = prediction if stays else self.to_host(prediction)
 
     def _prediction(self, forward: "_Forward", rows: slice, output: str):
         """Return what `kernels.cpu.predict` returns of some rows."""
@@ -148,7 +210,7 @@ class _Forward:
         self.source = source
         self.plan = plan
         xp, rows = backend.cupy, plan.block_rows
-        self.params = xp.empty((plan.n_features + 1, plan.n_columns), plan.dtype)
+        self.params: Any = xp.empty((plan.n_features + 1, plan.n_columns), plan.dtype)
         self.z: Any = None if plan.is_one_kernel else xp.empty((rows, plan.n_columns), plan.dtype)
         self.rows = None if source.is_direct else xp.empty(rows * plan.n_features, plan.dtype)
         self.handle = xp.cuda.device.get_cublas_handle()

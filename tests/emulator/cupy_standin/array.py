@@ -20,6 +20,17 @@ def _refuse(self, *args, **kwargs):
     raise ImplicitTransfer(NO_TRANSFER)
 
 
+class Flags:
+    """As cupy.ndarray.flags, which has fewer of them than NumPy's."""
+
+    def __init__(self, flags, owndata):
+        self.c_contiguous, self.f_contiguous, self.owndata = flags.c_contiguous, flags.f_contiguous, owndata
+        self.fnc, self.forc = flags.fnc, flags.forc
+
+    def __getitem__(self, name):
+        return getattr(self, {"C_CONTIGUOUS": "c_contiguous", "F_CONTIGUOUS": "f_contiguous"}[name])
+
+
 class ndarray:  # noqa: N801 - CuPy's name
     """As cupy.ndarray."""
 
@@ -62,7 +73,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     nbytes = property(lambda self: self._data.nbytes)
     itemsize = property(lambda self: self._data.itemsize)
     strides = property(lambda self: self._data.strides)
-    flags = property(lambda self: self._data.flags)
+    flags = property(lambda self: Flags(self._data.flags, self.base is None))
     T = property(lambda self: self.transpose())
     mT = property(lambda self: self.swapaxes(-1, -2))  # noqa: N815
     base = property(lambda self: None if self._data.nbytes == self._block.nbytes else self)

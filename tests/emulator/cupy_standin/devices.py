@@ -101,7 +101,7 @@ def memGetInfo():  # noqa: N802
 
 
 def driverGetVersion():  # noqa: N802
-    return 0 if machine().driver_error == 35 else 13000
+    return machine().driver_version
 
 
 def runtimeGetVersion():  # noqa: N802
@@ -135,6 +135,13 @@ def streamSynchronize(stream):  # noqa: N802
     for known in (*machine().null_streams, *machine().streams):
         if known.ptr == stream:
             known.synchronize()
+
+
+def compiler_version():
+    """As cupy.cuda.nvrtc.getVersion, which is where CuPy first looks for the library."""
+    if machine().compiler_error is not None:
+        raise RuntimeError(machine().compiler_error)
+    return 13, 0
 
 
 def is_available():

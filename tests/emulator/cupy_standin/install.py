@@ -76,6 +76,7 @@ def module_tree():
     tree = {
         "cupy_backends.cuda.libs.cublas": _module("cupy_backends.cuda.libs.cublas", _public(cublas)),
         "cupy_backends.cuda.api.runtime": _module("cupy_backends.cuda.api.runtime", devices.RUNTIME),
+        "cupy.cuda.nvrtc": _module("cupy.cuda.nvrtc", {"getVersion": devices.compiler_version}),
         "cupy.cuda.runtime": _module("cupy.cuda.runtime", devices.RUNTIME),
         "cupy.cuda.device": _module(
             "cupy.cuda.device",
@@ -115,7 +116,7 @@ def module_tree():
 
 
 @contextlib.contextmanager
-def installed(device=None, n_devices=1, driver_error=None):
+def installed(device=None, n_devices=1, driver_error=None, driver_version=None, compiler_error=None):
     """Let `import cupy` find the stand-in.
 
     Parameters
@@ -127,6 +128,10 @@ def installed(device=None, n_devices=1, driver_error=None):
     driver_error : int or str, optional
         Status that every first use of the driver raises: 35 or "cudaErrorInsufficientDriver" is a machine
         without a driver.  `import cupy` works.
+    driver_version : int, optional
+        The newest CUDA that the driver knows: 12040 is 12.4, 0 is no driver.  CuPy is for 13000.
+    compiler_error : str, optional
+        What asking NVRTC for its version raises: a machine without it.
 
     Yields
     ------
@@ -141,7 +146,9 @@ def installed(device=None, n_devices=1, driver_error=None):
             s for s, text in errors.CUDARuntimeError.TEXT.items() if text.startswith(driver_error + ":")
         )
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in PREFIXES}
-    new = state.Machine(facts, driver_error)
+    if driver_version is None:
+        driver_version = 0 if driver_error == 35 else 13000
+    new = state.Machine(facts, driver_error, driver_version=driver_version, compiler_error=compiler_error)
     state.push(new)
     sys.modules.update(module_tree())
     try:

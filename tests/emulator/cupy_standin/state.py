@@ -93,6 +93,8 @@ class Machine:
     driver_error: int | None = None
     counters: Counters = field(default_factory=Counters)
     linalg_errors: str = "ignore"
+    driver_version: int = 13000
+    compiler_error: str | None = None
 
     def __post_init__(self):
         from .memory import MemoryPool
