@@ -14,6 +14,8 @@ from gpusoftmax.penalties import L2
 from gpusoftmax.plan import MetricPlan
 from gpusoftmax.preconditioner import KroneckerMetric, kronecker_metric
 
+LARGE_SAMPLE = 8192  # a smaller one costs little, and all of it keeps weights and repetition on the same path
+
 
 @dataclass(frozen=True)
 class MetricRows:
@@ -80,9 +82,9 @@ class SoftmaxObjective:
         return loss / self.total_weight + self.penalty.value(params[:-1]), grad
 
     def metric(self, params, *, is_rough: bool = False) -> KroneckerMetric:
-        """Estimate the inverse Hessian at `params` from a sample of the rows, a rough one from half of it."""
+        """Estimate the inverse Hessian at `params` from a sample of the rows, a rough one from half of a large sample."""
         sample = self.metric_rows
-        rows = sample.rows[:: 2 if is_rough else 1]
+        rows = sample.rows[:: 2 if is_rough and len(sample.rows) >= LARGE_SAMPLE else 1]
         sums = self.fused_pass.curvature(params, sample.scale, sample.plan, rows)
         return kronecker_metric(
             self.arrays,

@@ -225,11 +225,13 @@ class TestMetric:
             gradient[-1, p] = classes[p] / total @ step[-1, p]
         assert_close(metric.apply(gradient), step, 1e-6)
 
-    def test_passes_are_the_share_of_rows_sampled(self):
+    def test_passes_are_the_share_of_rows_sampled(self, monkeypatch):
         data = made()
         objective = make_objective(data)
         some = replace(objective.metric_rows, rows=np.arange(0, N_ROWS, 2))
         assert objective.metric(data.params).n_passes == 1
+        assert objective.metric(data.params, is_rough=True).n_passes == 1
+        monkeypatch.setattr("gpusoftmax.objective.LARGE_SAMPLE", N_ROWS)
         assert objective.metric(data.params, is_rough=True).n_passes == 34 / 67
         assert replace(objective, metric_rows=some).metric(data.params).n_passes == 34 / 67
 
