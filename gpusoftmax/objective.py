@@ -82,7 +82,7 @@ class SoftmaxObjective:
         return loss / self.total_weight + self.penalty.value(params[:-1]), grad
 
     def metric(self, params, *, is_rough: bool = False) -> KroneckerMetric:
-        """Estimate the inverse Hessian at `params` from a sample of the rows, a rough one from half of a large sample."""
+        """Estimate the inverse Hessian at `params` from a sample of the rows, a rough one from half of a large one."""
         sample = self.metric_rows
         rows = sample.rows[:: 2 if is_rough and len(sample.rows) >= LARGE_SAMPLE else 1]
         sums = self.fused_pass.curvature(params, sample.scale, sample.plan, rows)
