@@ -86,7 +86,8 @@ class RecordingBackend:
         return getattr(self.inner, name)
 
     def fused_pass(self, source, plan):
-        return RecordingPass(self.inner.fused_pass(source, plan), self.record, source.center, self.inner.to_host)
+        center = None if source.center is None else self.inner.to_host(source.center)
+        return RecordingPass(self.inner.fused_pass(source, plan), self.record, center, self.inner.to_host)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ C_TYPES = {
     "__half": "f2",
     "half": "f2",
     "__nv_bfloat16": "u2",
+    "float16": "f2",  # gpusoftmax/kernels/numerics.cuh
+    "bfloat16": "u2",
     "void": None,
 }
 KERNEL = re.compile(
