@@ -57,6 +57,9 @@ class Facts(Protocol):
     def plan_pass(self, n_rows, n_features, n_problems, n_classes, dtype, **options) -> PassPlan:
         """Return a pass's plan; options and errors are those of `plan_pass`."""
 
+    def least_bytes(self, n_rows, n_features, n_problems, n_classes, dtype, **options) -> int:
+        """Return the smallest workspace that a pass can do with."""
+
 
 @dataclass(frozen=True)
 class DeviceFacts:
@@ -75,6 +78,10 @@ class DeviceFacts:
     def plan_pass(self, n_rows, n_features, n_problems, n_classes, dtype, **options) -> "Plan":
         """Return the plan of a pass on this CPU."""
         return plan_pass(n_rows, n_features, n_problems, n_classes, dtype, self, **options)
+
+    def least_bytes(self, n_rows, n_features, n_problems, n_classes, dtype, **options) -> int:
+        """Return the smallest workspace that a pass can do with: that of one row."""
+        return plan_pass(1, n_features, n_problems, n_classes, dtype, self, **options).workspace_bytes
 
 
 @dataclass(frozen=True)
@@ -371,15 +378,15 @@ def plan_fit(
     is_direct: bool = True,
     budget_bytes: int | None = None,
 ) -> tuple[PassPlan, MetricPlan]:
-    """Share a budget between the pass and the metric: the metric gets half at most, and what one row leaves.
+    """Share a budget between the pass and the metric: the metric gets half at most, and what the least pass leaves.
 
     Parameters and errors are those of `plan_pass`.
     """
     sizes = (n_rows, n_features, n_problems, n_classes, dtype)
     if budget_bytes is None:
         return facts.plan_pass(*sizes, is_soft=is_soft, is_direct=is_direct), _plan_metric(*sizes, facts, math.inf)
-    one_row = facts.plan_pass(1, *sizes[1:], is_soft=is_soft, is_direct=is_direct)
-    metric = _plan_metric(*sizes, facts, min(budget_bytes / 2, budget_bytes - one_row.workspace_bytes))
+    least = facts.least_bytes(*sizes, is_soft=is_soft, is_direct=is_direct)
+    metric = _plan_metric(*sizes, facts, min(budget_bytes / 2, budget_bytes - least))
     plan = facts.plan_pass(
         *sizes,
         is_soft=is_soft,

@@ -10,7 +10,6 @@ from bench.libraries.base import Pass, UnavailableError
 from bench.recording import RecordingBackend
 from gpusoftmax import SoftmaxRegression, estimator
 from gpusoftmax.backends.choice import get_backend
-from gpusoftmax.plan import plan_pass
 from gpusoftmax.sources import ArraySource
 
 
@@ -30,14 +29,21 @@ class Ours:
         targets = data.targets if data.is_soft else data.targets.astype(np.min_scalar_type(data.n_classes))
         X, targets, params = (backend.to_device(array) for array in (data.X, targets, params))
         dtype = data.X.dtype
-        plan = plan_pass(*X.shape, 1, data.n_classes, dtype, backend.facts(), is_soft=data.is_soft)
-        fused_pass = backend.fused_pass(ArraySource(X, targets, None, dtype), plan)
+        plan = backend.facts().plan_pass(*X.shape, 1, data.n_classes, dtype, is_soft=data.is_soft)
+        source = ArraySource(X, targets, None, dtype, xp=backend.xp)
+        fused_pass = backend.fused_pass(source, plan)
+
+        def run():
+            sums = fused_pass.loss_and_gradient(params, 0.0)
+            if self.device == "cuda":
+                backend.xp.cuda.Device().synchronize()
+            return sums
 
         def answer(sums):
             loss, gradient = (backend.to_host(array) / len(data.X) for array in sums)
             return loss[0], gradient[:-1, 0], gradient[-1, 0]
 
-        return Pass(lambda: fused_pass.loss_and_gradient(params, 0.0), answer, backend.session)
+        return Pass(run, answer, backend.session)
 
     def fit(self, data, record):
         backend = RecordingBackend(self._backend(), record)
@@ -49,6 +55,6 @@ class Ours:
 
     def _backend(self):
         try:
-            return get_backend("auto" if self.device == "cpu" else self.device)
+            return get_backend(self.device)
         except (ValueError, RuntimeError) as error:
             raise UnavailableError(f"needs a gpusoftmax that runs on {self.device}: {error}") from error
