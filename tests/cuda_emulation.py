@@ -15,6 +15,7 @@ from gpusoftmax.kernels.cuda import Kernels
 
 NO_NVRTC = why_missing()
 ALIGNED_BYTES = 256  # CuPy's allocations
+UNASKED_SHARED_BYTES = 48 * 1024  # of a block, static arrays and dynamic together
 
 
 class DeviceArray(np.ndarray):
@@ -132,7 +133,7 @@ class _Function:
 
     def __init__(self, emulation, ptx, symbol):
         self.emulation, self.ptx, self.symbol = emulation, ptx, symbol
-        self.max_dynamic_shared_size_bytes = launches.STATIC_SHARED_BYTES
+        self.max_dynamic_shared_size_bytes = UNASKED_SHARED_BYTES - load_program(ptx, symbol).static_bytes
 
     def __call__(self, grid, block, args, shared_mem=0):
         assert shared_mem <= self.max_dynamic_shared_size_bytes

@@ -38,6 +38,7 @@ FUSED_SHAPES = (  # rows, features, classes, problems
     ((1, 33, 10, 2), {"weights": "column"}),
     ((70, 127, 31, 1), {"weights": None}),
     ((70, 8, 3, 60), {}),
+    ((70, 72, 10, 1), {}),  # float64: above 48 KiB of shared memory with the static array only
 )
 ARCHITECTURES = ["compute_75", "compute_90", "compute_120"]
 
