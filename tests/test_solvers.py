@@ -312,6 +312,13 @@ class TestStatus:
 
 
 class TestProgress:
+    def test_problems_that_end_together_are_heard_of(self):
+        seen = []
+        f, m = quadratic(0)
+        solution, _ = minimize(f, f, callback=seen.append)
+        assert [progress.n_finished for progress in seen[-2:]] == [0, 2]
+        assert_close(solution.params[:, 1].ravel(), m, 1e-6)
+
     def test_counts_and_states(self):
         seen = []
         solution, log = minimize(*FAMILY, callback=seen.append)

@@ -331,7 +331,8 @@ class _Run:
 
     def progress(self) -> Progress:
         """Return the state of every problem, ended or not."""
-        self.record(np.full(self.state.problem.shape, Status.RUNNING))
+        if self.state.problem.size:  # else all is written down, and vectors are those of before
+            self.record(np.full(self.state.problem.shape, Status.RUNNING))
         return Progress(
             n_evaluations=self.n_evaluations,
             n_passes=float(self.solution.n_passes.max()),
