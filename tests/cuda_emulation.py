@@ -132,7 +132,9 @@ class _Function:
 
     def __init__(self, emulation, ptx, symbol):
         self.emulation, self.ptx, self.symbol = emulation, ptx, symbol
-        self.max_dynamic_shared_size_bytes = launches.STATIC_SHARED_BYTES
+        self.max_dynamic_shared_size_bytes = (
+            48 * 1024 - load_program(ptx, symbol).static_bytes
+        )  # what CUDA gives unasked
 
     def __call__(self, grid, block, args, shared_mem=0):
         assert shared_mem <= self.max_dynamic_shared_size_bytes

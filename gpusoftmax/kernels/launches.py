@@ -20,7 +20,6 @@ COLUMN_SUM_ROWS = 512  # rows that one block of column_sums adds
 COLUMN_SUM_COLUMNS = 64  # and columns
 
 MAX_GRID = 2**31 - 1
-STATIC_SHARED_BYTES = 48 * 1024  # more dynamic shared memory than this must be asked for
 C_TYPES = {"float32": "float", "float64": "double", "float16": "float16", "bfloat16": "bfloat16", "int32": "int"}
 
 
