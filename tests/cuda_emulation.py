@@ -15,7 +15,6 @@ from gpusoftmax.kernels.cuda import Kernels
 
 NO_NVRTC = why_missing()
 ALIGNED_BYTES = 256  # CuPy's allocations
-UNASKED_SHARED_BYTES = 48 * 1024  # of a block, static arrays and dynamic together
 
 
 class DeviceArray(np.ndarray):
@@ -133,7 +132,9 @@ class _Function:
 
     def __init__(self, emulation, ptx, symbol):
         self.emulation, self.ptx, self.symbol = emulation, ptx, symbol
-        self.max_dynamic_shared_size_bytes = UNASKED_SHARED_BYTES - load_program(ptx, symbol).static_bytes
+        self.max_dynamic_shared_size_bytes = (
+            48 * 1024 - load_program(ptx, symbol).static_bytes
+        )  # what CUDA gives unasked
 
     def __call__(self, grid, block, args, shared_mem=0):
         assert shared_mem <= self.max_dynamic_shared_size_bytes

@@ -288,3 +288,22 @@ def test_a_fit_waits_once_for_an_evaluation(n_classes):
         for before, after in ((7, 8), (8, 9)):
             assert passes[after] - passes[before] == 1
             assert waits[after] - waits[before] == 1
+
+
+@pytest.mark.parametrize("is_one_kernel", [False, True])
+def test_one_feature_may_be_a_strided_column(is_one_kernel):
+    rng = np.random.default_rng(0)
+    wide, labels = rng.normal(size=(100, 2)), rng.integers(0, 3, 100)
+    params = rng.normal(size=(2, 1, 3))
+    with cuda():
+        import cupy
+
+        backend = CupyBackend()
+        source = backend.place(ArraySource(cupy.asarray(wide)[:, ::2], labels, None, wide.dtype))
+        plan = replace(backend.facts().plan_pass(100, 1, 1, 3, wide.dtype), is_one_kernel=is_one_kernel)
+        loss, gradient = map(
+            backend.to_host, backend.fused_pass(source, plan).loss_and_gradient(backend.to_device(params), 0.0)
+        )
+    expected = reference.loss_and_gradient(wide[:, ::2], labels, np.ones((100, 1)), params)
+    np.testing.assert_allclose(loss, expected[0], rtol=1e-12)
+    np.testing.assert_allclose(gradient, expected[1], atol=1e-12)

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,20 +125,19 @@ def test_a_coarse_level_ends_where_no_gradient_falls_any_more():
     assert stops_after([[1.0, 0.5, 0.49, 0.48, 0.6, 0.47, 0.1], [1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]]) is None
 
 
-@dataclass
-class Listening(CupyBackend):
-    """A device that notes the precisions of its products."""
+class SlowBackend(CupyBackend):
+    """A device that computes by products and is slow at something."""
 
-    def __init__(self, plan_changes):
+    def __init__(self, slow):
         super().__init__()
-        self.changes = plan_changes
-        self.heard = []
+        self.slow = slow
 
     def fused_pass(self, source, plan):
-        return super().fused_pass(source, replace(plan, is_one_kernel=False, **self.changes))
+        facts = replace(plan.facts, **{self.slow: 1.0})
+        return super().fused_pass(source, replace(plan, is_one_kernel=False, facts=facts))
 
 
-def fit_on_cuda(monkeypatch, precision, dtype=np.float32, bound="arithmetic", **machine):
+def fit_on_cuda(monkeypatch, precision, dtype=np.float32, slow="clock_hz", **machine):
     """Return the precisions of a fit's products, in order and each once in a row, and the fit."""
     from gpusoftmax.backends import cuda as module
 
@@ -154,7 +153,7 @@ def fit_on_cuda(monkeypatch, precision, dtype=np.float32, bound="arithmetic", **
     X = rng.normal(size=(130, 4)).astype(dtype)
     y = (X @ rng.normal(size=(4, 3)) + rng.gumbel(size=(130, 3))).argmax(axis=1)
     with cuda(**machine):
-        backend = Listening({"bound": bound})
+        backend = SlowBackend(slow)
         monkeypatch.setattr(module, "gemm", gemm)
         monkeypatch.setattr("gpusoftmax.estimator.get_backend", lambda *device: backend)
         clf = SoftmaxRegression(precision=precision, device="cuda", tol=1e-5).fit(X, y)
@@ -178,7 +177,7 @@ def test_precision_names_the_products_of_a_fit(precision, expected, monkeypatch)
 
 
 def test_auto_takes_exact_products_where_memory_bounds_a_pass(monkeypatch):
-    assert fit_on_cuda(monkeypatch, "auto", bound="memory")[0] == ["float32_pedantic"]
+    assert fit_on_cuda(monkeypatch, "auto", slow="bytes_per_second")[0] == ["float32_pedantic"]
 
 
 def test_float64_is_never_rounded(monkeypatch):
@@ -196,7 +195,7 @@ def test_a_card_without_tensor_cores_for_float32_is_exact(monkeypatch):
 def test_problems_that_leave_take_no_precision_with_them():
     data = make_data(70, 3, 2, 4)
     with cuda():
-        backend = Listening({})
+        backend = SlowBackend("clock_hz")
         source = backend.place(ArraySource(data.X, data.targets, data.weights, data.X.dtype))
         plan = backend.facts().plan_pass(70, 3, 2, 4, data.X.dtype)
         coarse = backend.fused_pass(source, plan)._with_products("tf32")

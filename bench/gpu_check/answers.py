@@ -20,7 +20,8 @@ TOLERANCE = {"float32": 5e-6, "float64": 1e-13}  # relative to the largest numbe
 STORED = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 FIT_TOLERANCE = 1e-6  # relative, of the objective
 CLASSES = (1, 2, 3, 10, 31, 33, 64, 129, 512, 513, 1000, 4097)
-FUSED = ((1, 1, 1), (16, 3, 1), (33, 10, 2), (54, 7, 1), (127, 31, 1), (8, 3, 60))  # features, classes, problems
+# features, classes, problems; the last has too much shared memory only when static and dynamic are added
+FUSED = ((1, 1, 1), (16, 3, 1), (33, 10, 2), (54, 7, 1), (127, 31, 1), (8, 3, 60), (4, 33, 5))
 PASSES = ((1, 3, 1, 2), (63, 5, 2, 3), (211, 54, 3, 10), (1000, 100, 1, 33), (130, 8, 2, 600), (20_000, 64, 1, 10))
 PRODUCTS = {  # cuBLAS: storage, precision, largest relative error of a product over 1,000 rows
     "float64": ("float64", "float64", 1e-13),

@@ -30,8 +30,7 @@ class Ours:
         X, targets, params = (backend.to_device(array) for array in (data.X, targets, params))
         dtype = data.X.dtype
         plan = backend.facts().plan_pass(*X.shape, 1, data.n_classes, dtype, is_soft=data.is_soft)
-        source = ArraySource(X, targets, None, dtype, xp=backend.xp)
-        fused_pass = backend.fused_pass(source, plan)
+        fused_pass = backend.fused_pass(ArraySource(X, targets, None, dtype, xp=backend.xp), plan)
 
         def run():
             sums = fused_pass.loss_and_gradient(params, 0.0)

@@ -184,13 +184,13 @@ class CupyBackend:
         forward.set_params(self.to_device(params))
         stays = isinstance(out, self.cupy.ndarray)
         for rows in forward.plan.blocks():
-            prediction = self._prediction(forward, rows, output)
+            prediction = self._prediction(forward, forward.features(rows), output)
             out[rows] = prediction if stays else self.to_host(prediction)
 
-    def _prediction(self, forward: "_Forward", rows: slice, output: str):
+    def _prediction(self, forward: "_Forward", X, output: str):
         """Return what `kernels.cpu.predict` returns of some rows."""
         n_classes = forward.plan.n_classes
-        z = forward.logits(rows)
+        z = forward.logits(X)
         shown = z[:, :n_classes]
         shown += forward.bias[0, :n_classes]
         if not self.to_host(self.cupy.isfinite(shown).all()):
@@ -232,16 +232,15 @@ class _Forward:
         """Return some rows of X: a view, or in the workspace."""
         return self.source.features(rows, self.rows)
 
-    def logits(self, rows: slice):
+    def logits(self, X):
         """Return X W of some rows, without bias, in the workspace."""
-        X = self.features(rows)
         z = self.z[: len(X)]
         self.gemm(X, self.params[:-1], z)
         return z
 
     def gemm(self, X, other, out, *, is_transposed: bool = False, beta: float = 0.0) -> None:
         """Set `out` to ``X @ other + beta · out``, or to that of X transposed."""
-        is_by_columns = X.strides[-1] != X.itemsize
+        is_by_columns = X.shape[-1] > 1 and X.strides[-1] != X.itemsize
         gemm(
             self.handle,
             X.swapaxes(-1, -2) if is_by_columns else X,
@@ -306,10 +305,10 @@ class CupyPass:
 
     def _by_products(self, rows: slice, about: dict, *, is_first: bool) -> None:
         plan, kernels, forward = self.plan, self.backend.kernels, self._forward
-        z = forward.logits(rows)
+        X, gradient = forward.features(rows), self._gradient[:-1]
+        z = forward.logits(X)
         row_loss = None if self._row_loss is None else self._row_loss[:, : len(z)]
         kernels.residual(z, z, plan.n_classes, plan.n_problems, bias=forward.bias, row_loss=row_loss, **about)
-        X, gradient = forward.features(rows), self._gradient[:-1]
         if self._parts is None:
             forward.gemm(X, z, gradient, is_transposed=True, beta=0.0 if is_first else 1.0)
         else:

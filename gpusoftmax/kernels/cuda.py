@@ -130,7 +130,7 @@ class Kernels:
 
     def _run(self, launch: Launch, *args) -> None:
         function = self.function(launch.name)
-        if launch.shared_bytes:  # the driver gives 48 KiB unasked, less what the kernel has of static arrays
+        if launch.shared_bytes:  # beside static shared memory it may not fit into what a kernel has unasked
             function.max_dynamic_shared_size_bytes = launch.shared_bytes
         function((launch.grid,), (launch.block,), args, shared_mem=launch.shared_bytes)
 
