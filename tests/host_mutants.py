@@ -36,6 +36,7 @@ RAISED = {  # the first that fits
     AttributeError: "attribute",
     NonFiniteError: "answer",
     ValueError: "value",
+    NotImplementedError: "refused",
 }
 
 
@@ -124,11 +125,12 @@ MUTANTS = (
     Mutant("weights' strides exchanged", KERNELS, "products", "answer",
            "return np.int64(weights.strides[0] // size), np.int64(0 if shared else weights.strides[1] // size)",
            "return np.int64(0 if shared else weights.strides[1] // size), np.int64(weights.strides[0] // size)"),
-    Mutant("shared memory is not asked for", KERNELS, "shared memory", "launch", "if launch.shared_bytes:", "if False:"),
+    Mutant("shared memory is not asked for", KERNELS, "shared memory", "launch",
+           "if launch.shared_bytes:", "if False:"),
     Mutant("static arrays are forgotten of shared memory", KERNELS, "shared memory", "launch",
            "if launch.shared_bytes:", "if launch.shared_bytes > 48 * 1024:"),
     Mutant("the residual in other rows than the logits", BACKEND, "products", "alias",
-           "kernels.residual(z, z,", "kernels.residual(z, forward.z[-len(z) :],"),
+           "kernels.residual(z, z, plan.", "kernels.residual(z, forward.z[-len(z) :], plan."),
     Mutant("a direct pass over columns by the one kernel", BACKEND, "columns", "value",
            "if plan.is_one_kernel and source.is_direct and", "if False and"),
     # Products
@@ -153,7 +155,7 @@ MUTANTS = (
     Mutant("columns multiplied as if they were rows", BACKEND, "columns", "value",
            "transpose_a=is_transposed != is_by_columns", "transpose_a=is_transposed"),
     Mutant("the pointer of a copy is kept, the copy is not", KERNELS, "products", "bounds",
-           "return array.data.ptr,", "return array.copy().data.ptr,"),
+           "_operand(name, x, c.ndim)", "_operand(name, x if x is c else x.copy(), c.ndim)"),
     Mutant("rows that the parts leave over are lost", BACKEND, "split", "answer", "if whole < len(X):", "if False:"),
     Mutant("the rows left over overwrite the last part", BACKEND, "split", "answer",
            "parts[-1], is_transposed=True, beta=1.0", "parts[-1], is_transposed=True, beta=0.0"),
@@ -198,6 +200,11 @@ MUTANTS = (
            "self.weights[rows]", "self.weights[: len(self.targets[rows])]"),
     Mutant("X is converted with the rows of another block", "sources.py", "float32", "answer",
            "self.xp.copyto(out, X,", "self.xp.copyto(out, self.X[: len(X)],"),
+    Mutant("a row without weight is divided by it", BACKEND, "class weights", "answer",
+           "xp.where(factor > 0, factor, 1).astype(dtype)", "factor.astype(dtype)"),
+    Mutant("a gradient laid out like params", BACKEND, "fit", "uninitialised",
+           "self.backend.cupy.empty(params.shape, params.dtype)", "self.backend.cupy.empty_like(params)"),
+    Mutant("predictions by the one kernel", BACKEND, "predictions", "type", "plan.by_products())", "plan)"),
     Mutant("an evaluation allocates its logits", BACKEND, "products", "allocations",
            "z = self.z[: len(X)]", "z = self.backend.cupy.empty((len(X), self.z.shape[1]), self.z.dtype)"),
     Mutant("predictions of a block in the first one's place", BACKEND, "predictions", "uninitialised",
@@ -209,10 +216,14 @@ MUTANTS = (
            "with self._cupy.cuda.Stream.null:\n            function((launch.grid,)"),
     Mutant("uploads on a stream of their own", BACKEND, "streams", "race", "return self.cupy.asarray(array, dtype)",
            "with self.cupy.cuda.Stream(non_blocking=True):\n            return self.cupy.asarray(array, dtype)"),
+    Mutant("results are read on another stream", BACKEND, "streams", "race", "self.cupy.asnumpy(array)",
+           "self.cupy.asnumpy(array, self.cupy.cuda.Stream(non_blocking=True))"),
+    Mutant("results are read before they are there", BACKEND, "products", "refused", "self.cupy.asnumpy(array)",
+           "self.cupy.asnumpy(array, blocking=False)"),
     Mutant("products on the default stream", KERNELS, "streams", "race", "    if c.ndim == 2:\n        cublas.gemmEx(",
            "    import cupy\n\n    if c.ndim == 2:\n      with cupy.cuda.Stream.null:\n        cublas.gemmEx("),
     Mutant("a fit on the current device", BACKEND, "fit on another device", "value",
-           "self.cupy.cuda.Device(self.cuda_device)\n\n    def to_device", "self.cupy.cuda.Device()\n\n    def to_device"),
+           "self.cupy.cuda.Device(self.cuda_device)", "self.cupy.cuda.Device()", "def session"),
     Mutant("the first device's handle", BACKEND, "fit on another device", "cublas",
            "self.handle = xp.", "with xp.cuda.Device(0):\n            self.handle = xp."),
     Mutant("results on the first device", INTEROP, "fit on another device", "place",
@@ -238,6 +249,7 @@ MUTANTS = (
            "add_gradient(params[:-1], grad[:-1])", "add_gradient(params, grad)"),
     Mutant("all problems have the first one's penalty", PENALTIES, "objective", "answer",
            "gradient += self.strength[:, np.newaxis]", "gradient += self.strength[:1, np.newaxis]"),
+    Mutant("a penalty in float32", PENALTIES, "penalty", "answer", ", dtype=np.float64)", ")"),
     Mutant("ended problems keep their weight", OBJECTIVE, "fit", "type",
            "self.total_weight[self.arrays.to_device(active)]", "self.total_weight[active]"),
     Mutant("ended problems keep their rows' weights", BACKEND, "fit", "value",
@@ -325,7 +337,7 @@ class Case:
 
     @property
     def class_weight(self):
-        return np.arange(1.0, self.n_classes + 1) if self.has_class_weight else None
+        return np.arange(float(self.n_classes)) if self.has_class_weight else None
 
     def bound(self, backend):
         """Return the pass on a device."""
@@ -469,6 +481,14 @@ def _value_and_grad(machine):
     return None if max(found) < 1e-13 else "answer"
 
 
+def _penalty(machine):
+    backend, coefficients = _backend(), Case().data.params.astype("f4")
+    strength = STRENGTHS["alike"]
+    found = module("penalties").L2(backend, backend.to_device(strength)).value(backend.to_device(coefficients))
+    right = strength / 2 * (coefficients.astype(float) ** 2).sum(axis=(0, 2))
+    return None if np.abs(backend.to_host(found) / right - 1).max() <= 1e-14 else "answer"
+
+
 def _directions(of, backend, fused_pass, strength):
     """Return the metric times a gradient, for both problems and for the second alone."""
     metric = _objective(of, backend, fused_pass, strength).metric(backend.to_device(Case().data.params))
@@ -508,13 +528,14 @@ def _factors(machine):
 
 
 DATA = make_data(170, 5, 2, 3, weights="each")
-CS = np.array([10.0, 0.01])  # which end after different numbers of steps
+DATA = replace(DATA, targets=reference.logits(DATA.X, DATA.params)[:, 0].argmax(axis=1).astype(np.uint8))
+START = DATA.params * np.array([-30.0, -3.0])[:, np.newaxis]  # far off: steps of one problem alone are refused
 
 
 def _trained(of, backend, dtype=FLOAT64, tol=1e-9, callback=None, **options):
     source = of("sources").ArraySource(DATA.X.astype(dtype), DATA.targets, DATA.weights, dtype)
-    training = of("training").Training(CS, 3, **options)
-    return of("training").train(training, source, of("solvers.lbfgs").LBFGS(tol), backend, callback=callback)[0]
+    training = of("training").Training(np.array([1.0, 0.3]), 3, **options)
+    return of("training").train(training, source, of("solvers.lbfgs").LBFGS(tol), backend, START, callback)[0]
 
 
 @cache
@@ -537,11 +558,11 @@ def _fit(machine):
 def _rounded_fit(machine):
     """A fit by rounded products; without shared memory for the one kernel, whose products are exact."""
     params = _trained(module, _backend(), FLOAT32, 1e-4, precision="high").params
-    return None if np.abs(params - _right_fit()).max() <= 1e-2 else "answer"
+    return None if np.abs(params - _right_fit()).max() <= 0.1 else "answer"
 
 
 def _predictions(machine):
-    case, backend = Case(n_problems=1), _backend()
+    case, backend = Case(n_problems=1, is_one_kernel=True), _backend()
     fused_pass, params = case.bound(backend), case.data.params
     right = np.exp(reference.log_softmax(reference.logits(case.data.X, params)[:, 0]))
     for make in (backend.xp.empty, partial(np.full, fill_value=np.nan)):
@@ -602,13 +623,12 @@ SCENARIOS = {
         _pass(dtype=dtype, storage=dtype.str, block_rows=rows, changes=(("n_splits", 3),))
         for dtype, rows in ((FLOAT32, 1024), (FLOAT64, 64))
     ),
-    "gradient in float32": (
-        _pass(dtype=FLOAT32, storage="f4", n_classes=10, changes=(("gradient_dtype", FLOAT32),)),
-    ),
+    "gradient in float32": (_pass(dtype=FLOAT32, storage="f4", n_classes=10, changes=(("gradient_dtype", FLOAT32),)),),
     "shared memory": (_pass(is_one_kernel=True, n_rows=70, n_features=72, n_classes=10, n_problems=1),),
     "rounded products": (_rounded_products,),
     "streams": (_streams,),
     "objective": (_value_and_grad,),
+    "penalty": (_penalty,),
     "metric": (_metric,),
     "factors": (_factors,),
     "fit": (_fit,),
