@@ -281,6 +281,24 @@ def test_copies_nobody_asked_for_are_counted(cp, x, machine):
     assert machine.counters.silent_copies == 3
 
 
+def test_arrays_made_like_others_keep_their_layout(cp, x):
+    stack = cp.ones((2, 3, 4), np.float32).transpose(1, 0, 2)
+    for like in (cp.empty_like, cp.zeros_like, cp.ones_like):
+        assert like(stack).strides == stack.strides
+        assert like(stack, np.float64).strides == (32, 96, 8)
+        assert like(stack, order="C").flags.c_contiguous
+        assert like(stack, shape=(5, 2)).shape == (5, 2)
+    assert cp.full_like(x.T, 2).flags.f_contiguous
+    assert (cp.full_like(stack, 2).get() == 2).all()
+
+
+def test_einsum_adds_in_the_dtype_asked_for(cp):
+    tenths = cp.full((1000,), 0.1, np.float32)
+    total = cp.einsum("i,i->", tenths, tenths, dtype=np.float64)
+    assert total.dtype == np.float64
+    assert total.item() == pytest.approx(1000 * float(np.float32(0.1)) ** 2, rel=1e-14)
+
+
 # ---- between host and device ------------------------------------------------------------------
 
 

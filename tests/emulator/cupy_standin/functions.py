@@ -44,8 +44,10 @@ def full(shape, fill_value, dtype=None, order="C"):
     return _filled(shape, dtype, order, host(fill_value))
 
 
-def _like(a, dtype, shape, value):
-    result = ndarray(a.shape if shape is None else shape, a.dtype if dtype is None else dtype)
+def _like(a, dtype, order, shape, value):
+    """Return an array of the layout of `a`, which CuPy chooses as NumPy does: axes in another order stay so."""
+    like = np.empty_like(a._data, dtype, order, shape=shape)
+    result = ndarray(like.shape, like.dtype, strides=like.strides)
     if value is not None:
         started()
         result._store(host(value))
@@ -53,19 +55,19 @@ def _like(a, dtype, shape, value):
 
 
 def empty_like(prototype, dtype=None, order="K", subok=None, shape=None):
-    return _like(prototype, dtype, shape, None)
+    return _like(prototype, dtype, order, shape, None)
 
 
 def zeros_like(a, dtype=None, order="K", subok=None, shape=None):
-    return _like(a, dtype, shape, 0)
+    return _like(a, dtype, order, shape, 0)
 
 
 def ones_like(a, dtype=None, order="K", subok=None, shape=None):
-    return _like(a, dtype, shape, 1)
+    return _like(a, dtype, order, shape, 1)
 
 
 def full_like(a, fill_value, dtype=None, order="K", subok=None, shape=None):
-    return _like(a, dtype, shape, fill_value)
+    return _like(a, dtype, order, shape, fill_value)
 
 
 def eye(N, M=None, k=0, dtype=float, order="C"):

@@ -90,6 +90,8 @@ def einsum(*operands, **kwargs):
     unknown = kwargs.keys() - {"dtype", "optimize"}
     if unknown:
         raise TypeError(f"Did not understand the following kwargs: {sorted(unknown)}")
+    if kwargs.get("dtype") is not None:
+        arrays = [_operand(x).astype(kwargs["dtype"], copy=False) for x in arrays]
     if len(arrays) == 1:
         started()
         return new(np.einsum(subscripts, _operand(arrays[0])._read()))
