@@ -168,8 +168,8 @@ class _Run:
 
     def read(self, *numbers) -> list[np.ndarray]:
         """Return numbers (n_problems,) or (n_problems, n) on the host, in float64: one copy, one wait."""
-        columns = [column.reshape(len(column), -1).astype(np.float64, copy=False) for column in numbers]
-        packed = self.arrays.to_host(self.arrays.xp.concatenate(columns, axis=1))
+        columns = [column.reshape(len(column), -1) for column in numbers]
+        packed = self.arrays.to_host(self.arrays.xp.concatenate(columns, axis=1, dtype=np.float64))
         stops = [0, *accumulate(column.shape[1] for column in columns)]
         return [
             packed[:, start:stop].reshape(number.shape)
