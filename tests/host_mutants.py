@@ -230,7 +230,7 @@ MUTANTS = (
            "with cupy.cuda.Device(self.cuda_device):\n            array = cupy.asarray(array)",
            "with cupy.cuda.Device(0):\n            array = cupy.asarray(array)"),
     Mutant("numbers are read one by one", SOLVER, "fit", "waits",
-           "packed = self.arrays.to_host(self.arrays.xp.concatenate(columns, axis=1))",
+           "packed = self.arrays.to_host(self.arrays.xp.concatenate(columns, axis=1, dtype=np.float64))",
            "packed = np.concatenate([self.arrays.to_host(column) for column in columns], axis=1)"),
     Mutant("a second look at the gradient", SOLVER, "fit", "waits", "state.n_trials += 1",
            "state.n_trials += np.isfinite(self.arrays.to_host(point[1])).all()"),
