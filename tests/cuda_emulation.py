@@ -1,12 +1,15 @@
 """`Kernels` without a GPU: a stand-in for the few parts of CuPy that it uses, which sends launches to the emulator.
 
 The real NVRTC compiles the kernels; the emulator runs the PTX and checks memory while it does. Arrays are NumPy arrays
-that look like CuPy's; those made by `empty` know which of their numbers have been written.
+that look like CuPy's; those made by `empty` know which of their numbers have been written. Under ``--device cuda`` a
+`Card` takes the emulator's place.
 """
 
 from types import SimpleNamespace
 
+import cuda_device
 import numpy as np
+import pytest
 from emulator.ptx import Buffer, SparseBuffer, launch, load_program
 from emulator.toolchain import compile_ptx, why_missing
 
@@ -35,6 +38,7 @@ class GiantArray:
     valid = None
 
     def __init__(self, shape, dtype, fill=None):
+        _need_emulator()
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.itemsize = self.dtype.itemsize
         self.strides = (shape[1] * self.itemsize, self.itemsize)
@@ -49,6 +53,7 @@ class StretchedArray:
     data = SimpleNamespace(ptr=0)
 
     def __init__(self, array, row_bytes):
+        _need_emulator()
         wide = np.zeros((len(array), launches.padded(array.shape[1], array.itemsize)), array.dtype)
         self.array = wide[
             :, : array.shape[1]
@@ -172,5 +177,58 @@ def _bind(arg, parameter, buffers):
 
 
 def kernels(arch="compute_90", **options):
-    """Return `Kernels` that run in the emulator."""
+    """Return `Kernels` that run in the emulator, or on a real card, which has an architecture of its own."""
+    if cuda_device.is_real:
+        if options:
+            _need_emulator()
+        return Kernels(Card())
     return Kernels(Emulation(arch, **options))
+
+
+def _need_emulator():
+    if cuda_device.is_real:
+        pytest.skip("needs the emulator")
+
+
+class Card:
+    """What `Kernels` needs of CuPy, on a real device: arrays go there before a launch and come back after it."""
+
+    def RawModule(self, **options):  # noqa: N802 - CuPy's name
+        import cupy
+
+        module = cupy.RawModule(**options)
+        return SimpleNamespace(get_function=lambda name: _OnCard(module.get_function(name)))
+
+
+class _OnCard:
+    """A kernel of a real device."""
+
+    def __init__(self, function):
+        object.__setattr__(self, "function", function)
+
+    def __setattr__(self, name, value):
+        setattr(self.function, name, value)
+
+    def __call__(self, grid, block, args, shared_mem=0):
+        import cupy
+
+        memory = {}
+
+        def place(arg):
+            if not isinstance(arg, DeviceArray):
+                return arg
+            root = arg
+            while isinstance(root.base, np.ndarray):
+                root = root.base
+            if id(root) not in memory:
+                memory[id(root)] = root, cupy.asarray(np.asarray(root))
+            offset = _address(arg) - _address(root)
+            return cupy.ndarray(arg.shape, arg.dtype, memory[id(root)][1].data + offset, arg.strides)
+
+        self.function(grid, block, tuple(place(arg) for arg in args), shared_mem=shared_mem)
+        for root, on_card in memory.values():
+            root[...] = cupy.asnumpy(on_card)
+
+
+def _address(array):
+    return array.__array_interface__["data"][0]
