@@ -27,7 +27,7 @@ from gpusoftmax.kernels import cuda, launches
 BARRIER = "__syncthreads();"
 ROWS, BLOCK, FUSED = "residual_rows(const", "residual_block(const", "fused_small(const"
 TILES, LOSSES, PARTS, COLUMNS = "tile_losses(const", "sum_losses(const", "sum_parts(const", "column_sums(const"
-PACK, PAD, UNPAD = "pack(const double", "pad_classes(const in", "unpad_classes(const in"
+PAD, UNPAD = "pad_classes(const in", "unpad_classes(const in"
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,6 @@ MUTANTS = (
            "(group + 1) * GROUP_ROWS", COLUMNS),
     Mutant("columns: warps overlap", "sums", "numeric", "row += WARPS", "row += 1", COLUMNS),
     Mutant("columns: 32-bit offset", "stretched sums", "bounds", "row * ld_g", "(int)row * (int)ld_g", COLUMNS),
-    Mutant("pack: wrong start of the reals", "sums", "bounds", "reals[i - n_doubles]", "reals[i]", PACK),
     Mutant("pad: second number of a pair not masked", "sums", "bounds", "k + 1 < classes ? from[1] : in_type(0)",
            "k < classes ? from[1] : in_type(0)", PAD),
     Mutant("unpad: problems taken for contiguous", "sums", "numeric", "problem * stride", "problem * classes", UNPAD),
@@ -355,12 +354,6 @@ def _stretched_sums(mutant):
     return _check(out, [9.0] * 4)
 
 
-def _pack(mutant):
-    doubles, reals, out = np.arange(300.0), np.arange(7, dtype="f4"), empty((307,))
-    mutant.kernels().pack(device(doubles), device(reals), out)
-    return _check(out, np.concatenate([doubles, reals]))
-
-
 def _layouts(classes):
     """More numbers than one block copies; with two classes a whole pair of each problem is pad."""
 
@@ -462,7 +455,7 @@ RUNS = {
     "stretched targets": (_stretched(4, "targets"),),
     "sums": (
         *(_sum_losses, *map(_tile_losses, (200, 230)), _sum_parts, *map(_column_sums, (70, 64, 2))),
-        *(_pack, *map(_layouts, (3, 2)), _halves),
+        *(*map(_layouts, (3, 2)), _halves),
     ),
     "stretched sums": (_stretched_sums,),
     "fused": (
@@ -579,7 +572,7 @@ def is_same_ptx(edit):
         "residual": ("residual_rows<float, float16, GRADIENT, 4, 4>", "residual_block<float, float, GRADIENT, 256>",
                      "residual_rows<float, float, HESSIAN, 32, 8>", "residual_block<float, bfloat16, HESSIAN, 256>"),
         "fused_small": ("fused_small<float, 127, 7, 1, 16>", "fused_small<double, 6, 3, 3, 64>"),
-        "sums": ("tile_losses", "sum_losses", "sum_parts<float, double>", "column_sums<float>", "pack<float>",
+        "sums": ("tile_losses", "sum_losses", "sum_parts<float, double>", "column_sums<float>",
                  "pad_classes<double, float>", "pad_classes<float, bfloat16>", "column_sums<float16>",
                  "unpad_classes<float, double>"),
     }  # fmt: skip

@@ -68,7 +68,6 @@ def all_launches() -> dict[str, Launch]:
     for dtype in reals:
         found += [launches.sum_parts(1, dtype, out) for out in reals]
         found += [launches.unpad_classes(1, 1, 1, dtype, out) for out in reals]
-        found.append(launches.pack(1, 1, dtype))
         found += [launches.pad_classes(1, 1, 1, dtype, out) for out in (*reals, "float16", "bfloat16")]
     found += [launches.column_sums(1, 2, dtype) for dtype in (*reals, "float16", "bfloat16")]
     return {launch.name: launch for launch in found}

@@ -445,12 +445,6 @@ class TestSums:
         run.column_sums(roomy[:, : shape[1]], parts, out, scale=2.0, accumulate=True)
         np.testing.assert_allclose(out, 1 + 2 * values.astype("f8").sum(axis=0), rtol=1e-13, atol=1e-12)
 
-    def test_pack(self, run):
-        doubles, reals = np.arange(300.0), np.arange(7, dtype="f4") + 0.5
-        out = empty((307,))
-        run.pack(device(doubles), device(reals), out)
-        np.testing.assert_array_equal(out, np.concatenate([doubles, reals]))
-
     @pytest.mark.parametrize("out", ["f4", "f8", "f2", "bfloat16"])
     @pytest.mark.parametrize(("rows", "classes", "problems"), [(1, 1, 1), (5, 3, 4), (9, 16, 2), (3, 33, 1)])
     @pytest.mark.parametrize("given", ["f4", "f8"])

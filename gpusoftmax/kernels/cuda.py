@@ -17,7 +17,7 @@ OPTIONS = ("--std=c++17",)
 SOURCES = {
     "residual": ("residual_rows", "residual_block"),
     "fused_small": ("fused_small",),
-    "sums": ("tile_losses", "sum_losses", "sum_parts", "column_sums", "pack", "pad_classes", "unpad_classes"),
+    "sums": ("tile_losses", "sum_losses", "sum_parts", "column_sums", "pad_classes", "unpad_classes"),
 }
 
 # cudaDataType_t and cublasGemmAlgo_t, whose values CUDA keeps between releases
@@ -272,12 +272,6 @@ class Kernels:
         launch = launches.column_sums(rows, columns, storage(g))
         self._run(launch, g, _leading("g", g, 2 * g.itemsize), np.int64(rows), np.int64(columns), parts)
         self.sum_parts(parts, out, scale=scale, accumulate=accumulate)
-
-    def pack(self, doubles, reals, out) -> None:
-        """Gather two contiguous vectors, float64 and any real, as float64 in `out`: one copy to the host, not two."""
-        _check_dtypes(np.float64, doubles=doubles, out=out)
-        launch = launches.pack(doubles.size, reals.size, reals.dtype)
-        self._run(launch, doubles, np.int32(doubles.size), reals, np.int32(reals.size), out)
 
     def pad_classes(self, array, classes: int, problems: int, out) -> None:
         """Copy (rows, problems · classes) to padded storage, rounding to its dtype; gaps become 0.

@@ -141,11 +141,6 @@ def column_sums(rows: int, columns: int, dtype) -> Launch:
     return _launch(f"column_sums<{c_type(dtype)}>", column_sum_parts(rows) * groups, SUM_THREADS)
 
 
-def pack(n_doubles: int, n_reals: int, dtype) -> Launch:
-    """Return the launch that gathers doubles and numbers of `dtype` as doubles in one buffer."""
-    return _launch(f"pack<{c_type(dtype)}>", max(1, ceil((n_doubles + n_reals) / SUM_THREADS)), SUM_THREADS)
-
-
 def pad_classes(rows: int, classes: int, problems: int, dtype, out) -> Launch:
     """Return the launch that copies rows x problems x classes into padded storage: a thread per two numbers."""
     pairs = rows * problems * padded(classes, itemsize(out)) // 2

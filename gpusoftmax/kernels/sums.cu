@@ -93,20 +93,6 @@ column_sums(const real* __restrict__ g, long long ld_g, long long rows, long lon
     }
 }
 
-// ---- what the host reads --------------------------------------------------------------------------
-
-// out = n_doubles doubles, then n_reals numbers as doubles: one small copy to the host instead of several.
-// grid: ceil((n_doubles + n_reals) / 256) blocks; block: 256 threads.
-template <typename real>
-__global__ void __launch_bounds__(SUM_THREADS)
-pack(const double* __restrict__ doubles, int n_doubles, const real* __restrict__ reals, int n_reals,
-     double* __restrict__ out)
-{
-    const long long i = (long long)blockIdx.x * SUM_THREADS + threadIdx.x;
-    if (i < n_doubles) out[i] = doubles[i];
-    else if (i < (long long)n_doubles + n_reals) out[i] = (double)reals[i - n_doubles];
-}
-
 // ---- layouts --------------------------------------------------------------------------------------
 
 // From rows x problems x classes with row stride ld_in to padded storage with row stride ld_out: a problem's classes
