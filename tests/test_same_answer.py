@@ -343,6 +343,19 @@ ROUTES = {
     "CUDA, with other strengths and folds": on_cuda(others=(1.0, 0.1), other_weights=half_of_the_rows),
     "CUDA, soft targets": on_cuda(model=as_soft),
 }
+ALIKE = (  # what these say of the data says nothing of the device
+    "every other row",
+    "every other column",
+    "negative strides",
+    "big-endian",
+    "with a problem that has no penalty",
+    "weightless rows",
+    "weightless rows, with another fold",
+    "rows repeated",
+    "rows in another order",
+    "another start",
+)
+ROUTES |= {f"CUDA, {name}": replace(ROUTES[name], backend=CupyBackend, device=cuda) for name in ALIKE}
 
 
 def assert_optimal(model, params, tolerance):

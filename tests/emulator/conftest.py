@@ -3,7 +3,7 @@
 import pytest
 
 from emulator import toolchain
-from emulator.cupy_standin import real
+from emulator.cupy_standin import installed, real
 from emulator.ptx import launch
 
 
@@ -42,3 +42,18 @@ def run_body(run):
         return run(f'extern "C" __global__ void k({parameters}) {{ {head} {body} }}', args, grid, block, **options)
 
     return run_body
+
+
+@pytest.fixture
+def machine():
+    """A machine with one imitated GPU."""
+    with installed() as machine:
+        yield machine
+
+
+@pytest.fixture
+def cp(machine):
+    """The stand-in, as `import cupy` finds it."""
+    import cupy
+
+    return cupy

@@ -7,20 +7,8 @@ import numpy as np
 import pytest
 
 from emulator.cupy_standin import Facts, ImplicitTransfer, OutOfMemoryError, installed
+from emulator.cupy_standin.errors import Refused
 from emulator.ptx import Fault
-
-
-@pytest.fixture
-def machine():
-    with installed() as machine:
-        yield machine
-
-
-@pytest.fixture
-def cp(machine):
-    import cupy
-
-    return cupy
 
 
 @pytest.fixture
@@ -455,3 +443,36 @@ def test_a_failed_factorisation_is_silent_as_in_cupy(cp):
         cp.linalg.cholesky(a)
     with pytest.raises(NotImplementedError), cupyx.errstate(divide="raise"):
         pass
+
+
+REFUSALS = {  # CuPy does these; why the stand-in does not
+    "reading memory that is not ready": lambda cp, x: x.get(blocking=False),
+    "reading by a mask, which waits for its count": lambda cp, x: x[x > 1],
+    "writing an array by a mask": lambda cp, x: x.__setitem__(x > 1, cp.ones(3, "f4")),
+    "the places of a mask": lambda cp, x: cp.where(x > 1),
+    "arrays of others over DLPack": lambda cp, x: cp.from_dlpack(Foreign()),
+    "the step of linspace": lambda cp, x: cp.linspace(0, 1, 3, retstep=True),
+    "compiling a file": lambda cp, x: cp.RawModule(path="kernels.cubin"),
+}
+
+
+class Foreign:
+    """An array of another library on the device."""
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, stream=None):
+        return object()
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_the_stand_in_refuses(name, cp, x):
+    with pytest.raises(Refused, match=r"\w+"):
+        REFUSALS[name](cp, x)
+
+
+def test_a_kernel_whose_parameters_cannot_be_read_is_refused(cp, nvrtc):
+    code = '#define BOTH float* x, int n\nextern "C" __global__ void k(BOTH) { x[n] = 0; }'
+    with pytest.raises(Refused, match="could not be read from the source"):
+        cp.RawKernel(code, "k").compile()

@@ -8,7 +8,7 @@ import numpy as np
 
 from emulator.ptx import Fault
 
-from .errors import ImplicitTransfer
+from .errors import ImplicitTransfer, Refused
 from .memory import Allocation, MemoryPointer, alloc, is_pinned
 from .state import machine
 from .streams import touch
@@ -176,7 +176,7 @@ class ndarray:  # noqa: N801 - CuPy's name
         if out is not None:
             self._check_out(out)
         elif not blocking:
-            raise NotImplementedError("get(blocking=False) without out= gives memory that is not ready")
+            raise Refused("get(blocking=False) without out= gives memory that is not ready")
         with stream:
             stream._begin()
             values = np.array(self._read(), order=order if order in "CF" else "C")
@@ -259,7 +259,7 @@ class ndarray:  # noqa: N801 - CuPy's name
         for part in key:
             if isinstance(part, np.ndarray):
                 if part.dtype.kind == "b":
-                    raise NotImplementedError("a boolean mask waits for the number of its elements; use where")
+                    raise Refused("a boolean mask waits for the number of its elements; use where")
                 length = self.shape[axis]
                 if part.size and (part.min() < -length or part.max() >= length):
                     raise Fault("bounds", f"index out of bounds for axis {axis} of size {length}; CuPy would wrap it")
@@ -282,7 +282,7 @@ class ndarray:  # noqa: N801 - CuPy's name
         value = host(value)
         if fancy and any(isinstance(part, np.ndarray) and part.dtype.kind == "b" for part in key):
             if np.ndim(value):
-                raise NotImplementedError("x[mask] = array waits for the number of elements; use where")
+                raise Refused("x[mask] = array waits for the number of elements; use where")
         elif fancy:
             self._check_fancy(key)
             self._check_duplicates(key, value)

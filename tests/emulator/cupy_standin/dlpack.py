@@ -1,6 +1,7 @@
 """DLPack between stand-in arrays.  The capsule is a Python object: no library can read this memory."""
 
 from .array import ndarray
+from .errors import Refused
 from .state import machine
 
 
@@ -29,7 +30,7 @@ def from_dlpack(array, device=None, copy=None):
         raise TypeError("CPU arrays cannot be directly imported to CuPy. Use `cupy.array(numpy.from_dlpack(input))`")
     capsule = array.__dlpack__(stream=machine().stream.ptr or 1)
     if not isinstance(capsule, Capsule):
-        raise NotImplementedError("the stand-in imports its own arrays only")
+        raise Refused("the stand-in imports its own arrays only")
     if capsule.used:
         raise ValueError("a DLPack tensor object cannot be consumed multiple times")
     capsule.used = True

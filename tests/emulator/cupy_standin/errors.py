@@ -55,3 +55,7 @@ class CUBLASError(RuntimeError):
     def __init__(self, status):
         self.status = status
         super().__init__(self.TEXT[status])
+
+
+class Refused(NotImplementedError):  # noqa: N818 - says what became of the call
+    """CuPy can do this, the stand-in will not: it would wait for the device in silence, or no trainer needs it."""

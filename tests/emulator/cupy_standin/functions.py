@@ -12,6 +12,7 @@ from emulator.ptx import Fault
 
 from . import real
 from .array import host, ndarray, new, started
+from .errors import Refused
 from .memory import is_pinned
 from .state import machine
 
@@ -86,7 +87,7 @@ def arange(start, stop=None, step=1, dtype=None):
 
 def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0):
     if retstep:
-        raise NotImplementedError("linspace(retstep=True)")
+        raise Refused("linspace(retstep=True)")
     started()
     return new(np.linspace(start, stop, num, endpoint, False, dtype, axis))
 
@@ -202,7 +203,7 @@ def _view_function(name):
         _check_call(name, (a, *args), kwargs)
         view = numpy_function(a._data, *args, **kwargs)
         if a.size and view.size and not np.shares_memory(view, a._data):
-            raise NotImplementedError(name)
+            raise Refused(f"{name} would copy where CuPy gives a view")
         return ndarray._view(a._block, np.lib.stride_tricks.as_strided(view, view.shape, view.strides))
 
     function.__name__ = name
@@ -308,7 +309,7 @@ def _plain(name, transfers=0):
 
 def where(condition, x=None, y=None):
     if x is None or y is None:
-        raise NotImplementedError("where(condition) waits for the number of its elements")
+        raise Refused("where(condition) waits for the number of its elements")
     _device_operands("where", (condition, x, y))
     started()
     return new(np.where(host(condition), host(x), host(y)))

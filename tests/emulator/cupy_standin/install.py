@@ -27,7 +27,7 @@ class _Module(types.ModuleType):
             raise AttributeError(name)
         path = f"{self.__name__}.{name}".split(".")
         if path[0] == "cupy" and real.lookup(".".join(path[1:])) is not None:
-            raise NotImplementedError(f"{'.'.join(path)} exists, but the stand-in does not have it")
+            raise errors.Refused(f"{'.'.join(path)} exists, but the stand-in does not have it")
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 

@@ -9,6 +9,7 @@ import contextlib
 import numpy as np
 
 from .array import ndarray, new, started
+from .errors import Refused
 from .state import machine
 
 
@@ -123,11 +124,11 @@ def solve_triangular(a, b, trans=0, lower=False, unit_diagonal=False, overwrite_
 def seterr(*, divide=None, over=None, under=None, invalid=None, linalg=None):
     """As cupyx.seterr: only `linalg` can be set."""
     if any(value is not None for value in (divide, over, under, invalid)):
-        raise NotImplementedError
+        raise Refused("of the error state only linalg, 'ignore' or 'raise', can be set")
     old = geterr()
     if linalg is not None:
         if linalg not in ("ignore", "raise"):
-            raise NotImplementedError
+            raise Refused("of the error state only linalg, 'ignore' or 'raise', can be set")
         machine().linalg_errors = linalg
     return old
 

@@ -7,7 +7,7 @@ from emulator.ptx import Buffer, Fault, launch, load_program
 
 from . import signatures
 from .array import ndarray
-from .errors import CompileException
+from .errors import CompileException, Refused
 from .memory import MemoryPointer
 from .state import SHARED_DEFAULT, machine
 from .streams import touch
@@ -40,7 +40,7 @@ class RawKernel:
         self._program = load_program(self._ptx, self._symbol)
         self._parameters = signatures.of_kernel(code, name)
         if len(self._parameters) != len(self._program.parameters):
-            raise NotImplementedError(f"{name}: the parameters could not be read from the source")
+            raise Refused(f"{name}: the parameters could not be read from the source")
         self.shared_size_bytes = self._program.static_bytes
         self._dynamic = SHARED_DEFAULT - self.shared_size_bytes
 
@@ -163,7 +163,7 @@ class RawModule:
         if (code is None) == (path is None):
             raise TypeError("Exactly one of `code` and `path` keyword arguments must be given.")
         if path is not None:
-            raise NotImplementedError("the stand-in compiles source code only")
+            raise Refused("the stand-in compiles source code only")
         _check_options(options, backend)
         self.code, self.options, self.backend = code, options, backend
         self.name_expressions = name_expressions
@@ -193,4 +193,4 @@ def _check_options(options, backend):
     if not isinstance(options, tuple):
         raise TypeError("options must be a tuple")
     if backend != "nvrtc":
-        raise NotImplementedError("the stand-in has NVRTC only")
+        raise Refused("the stand-in has NVRTC only")

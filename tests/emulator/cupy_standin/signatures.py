@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .errors import Refused
+
 C_TYPES = {
     "float": "f4",
     "double": "f8",
@@ -82,7 +84,7 @@ def _declaration(text):
     words = " ".join(re.sub(r"\b(__restrict__|__restrict|restrict|volatile)\b", " ", text).split())
     match = re.fullmatch(r"(.+?)\s*(\**)\s*(\w+)", words)
     if match is None or len(match[2]) > 1 or "&" in words:
-        raise NotImplementedError(f"kernel parameter {text!r}")
+        raise Refused(f"kernel parameter {text!r}")
     const = bool(re.search(r"\bconst\b", match[1]))
     kind = " ".join(re.sub(r"\bconst\b", " ", match[1]).split())
     return kind, bool(match[2]), const, match[3]
@@ -101,7 +103,7 @@ def of_kernel(source, name):
     kernels = parse(source)
     base = base.strip().lstrip("&").split("::")[-1]
     if base not in kernels:
-        raise NotImplementedError(f"no definition of kernel {base} in this source")
+        raise Refused(f"no definition of kernel {base} in this source")
     templates, declared = kernels[base]
     bound = dict(zip(templates, split_top(values.strip().removesuffix(">")), strict=False)) if values else {}
     names = aliases(source)
@@ -117,5 +119,5 @@ def _resolved(declaration, bound, names):
         code = C_TYPES[kind]
         return Parameter(label, pointer, None if code is None else np.dtype(code), const, text)
     if pointer:
-        raise NotImplementedError(f"kernel parameter {label}: the stand-in does not know the type {text}")
+        raise Refused(f"kernel parameter {label}: the stand-in does not know the type {text}")
     return Parameter(label, False, None, const, text)

@@ -12,6 +12,7 @@ import numpy as np
 
 from emulator.ptx import Fault
 
+from .errors import Refused
 from .state import machine
 
 MANY_ACCESSES = 64  # per allocation, before the books are cleared
@@ -30,7 +31,7 @@ class Stream(metaclass=_StreamType):
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         if ptds:
-            raise NotImplementedError("per-thread default streams")
+            raise Refused("per-thread default streams")
         here = machine()
         if null:
             self.__dict__ = here.null_streams[here.device].__dict__
@@ -118,7 +119,7 @@ class Stream(metaclass=_StreamType):
         self._machine.local.streams[self.device_id].pop()
 
     def begin_capture(self, mode=None):
-        raise NotImplementedError("the stand-in has no graphs")
+        raise Refused("the stand-in has no graphs")
 
     def __eq__(self, other):
         return isinstance(other, Stream) and (self.ptr, self.device_id) == (other.ptr, other.device_id)
