@@ -308,7 +308,8 @@ def _cut_stacks(n_rows, n_features, columns, size, lanes, unpacked_size) -> tupl
     task, n_lanes = _even(n_rows, max(most, stack_bytes // ((n_features + columns) * size)), lanes)
     n_stacked = -(-task // most)
     block = -(-task // n_stacked)
-    return block, min(n_stacked * block, n_rows), n_lanes
+    task = min(n_stacked * block, n_rows)
+    return block, task, min(n_lanes, -(-n_rows // task))  # whole blocks may leave fewer tasks than there were lanes
 
 
 def _cut_blocks(n_rows, n_features, columns, size, lanes, unpacked_size) -> tuple[int, int, int]:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from oracle import FLOAT32, FLOAT64, hand_plan, make_data
 
@@ -61,6 +61,7 @@ class TestPlanPass:
         assume(plan.n_tasks < 20_000)
         assert_sound(plan)
 
+    @example((21_025, 986, 1, 10, FLOAT64), DeviceFacts(32, 32768), {"is_soft": False, "is_direct": False}, 1 << 27)
     @given(SIZES, FACTS, KIND, BUDGET)
     def test_budget_is_kept_or_a_budget_that_works_is_named(self, sizes, facts, kind, budget):
         try:
