@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -11,20 +10,18 @@ import numpy as np
 from sklearn._config import get_config  # sklearn.get_config, whose re-export mypy does not see
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.callbacks import PrintProgress
+from gpusoftmax.encoding import check_features, encode, with_class_weight
 from gpusoftmax.exceptions import NonFiniteError
-from gpusoftmax.interop import CHECKED_NUMBERS, HOST, receive, shadow, to_host, validate
+from gpusoftmax.interop import receive, to_host
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.solvers.lbfgs import LBFGS
-from gpusoftmax.sources import ArraySource, compute_dtype, weight_per_class
-from gpusoftmax.targets import check_class_names, check_soft_targets, encode_labels
+from gpusoftmax.sources import ArraySource, compute_dtype
 from gpusoftmax.training import Training, train
 
 ARRAYS = ("coef_", "intercept_", "classes_", "n_iter_", "_center")
@@ -232,28 +229,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 
     def _fit(self, X, home, y, sample_weight, classes, backend):
         """Fit X, as `receive` returns it; the rest is as the user gave it."""
-        if y is None:
-            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        y, y_home = receive(y, "y")
-        validated = self._validate_data_for_fit(X, home, y, y_home, to_host(classes), backend)
-        X, targets, targets_xp, classes = validated
-        dtype = compute_dtype(X.dtype)
-        weights, weight_unit = self._row_weights(X, sample_weight, dtype)
-        if weights is not None and targets_xp is not np:
-            weights = backend.to_device(weights)
-        source = ArraySource(X, targets, weights, dtype, targets_xp=targets_xp)
-        source = replace(source, class_weight=self._class_weight(source, classes, backend))
+        encoded = encode(self, X, home, y, sample_weight, classes, backend)
+        classes, dtype = encoded.classes, encoded.source.dtype
         solution, center = train(
-            Training(
-                C=np.array([self.C / 2 if len(classes) == 2 else self.C]) * weight_unit,
-                n_classes=len(classes),
-                has_intercept=self.fit_intercept,
-                label_smoothing=self.label_smoothing,
-                seed=0 if self.random_state is None else check_random_state(self.random_state).randint(2**31),
-                budget_bytes=self.memory_budget,
-                precision=self.precision,
-            ),
-            source,
+            self._training(encoded),
+            with_class_weight(encoded.source, self.class_weight, classes, backend),
             LBFGS(tol=self.tol, max_iter=self.max_iter),
             backend,
             start=self._start(classes, X.shape[1]),
@@ -264,69 +244,19 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
                 f"The objective or its gradient left the range of {dtype.name}: features as large as these want "
                 "rescaling (sklearn.preprocessing.StandardScaler, for instance) or float64."
             )
-        self._unpack(solution, center, classes, dtype, home, y_home)
+        self._unpack(solution, 0, center, encoded)
 
-    def _validate_data_for_fit(self, X, home, y, y_home, classes, backend):
-        """Return X, the targets below the estimator, their namespace, and the classes."""
-        if y_home.is_cuda and not (y_home.cuda_device == home.cuda_device and y.ndim == 2 and y.shape[1] > 1):
-            y, y_home = to_host(y), HOST
-        shape = y.shape if y_home.is_cuda else np.asarray(y).shape
-        is_soft = len(shape) == 2 and shape[1] > 1
-        if y_home.is_cuda:  # soft targets beside X: they stay there
-            X = self._validate_features(X, home)
-            check_consistent_length(shadow(X), shadow(y))
-            y = validate(y, y_home, check_array, input_name="y", estimator=self)
-            targets = check_soft_targets(y, backend.to_host, CHECKED_NUMBERS)
-            return X, targets, backend.xp, check_class_names(classes, y.shape[1])
-        X, y = self._validate_features(X, home, y, multi_output=is_soft)
-        if is_soft:
-            return X, check_soft_targets(y), np, check_class_names(classes, y.shape[1])
-        if classes is not None:
-            raise ValueError("classes names the columns of soft targets; with labels, leave it out.")
-        if y.dtype.kind != "O":  # scikit-learn knows no objects but strings; their order is all that is asked here
-            check_classification_targets(y)
-        classes, targets = encode_labels(y)
-        if len(classes) < 2:
-            raise ValueError(f"y must hold at least 2 classes, got one class: {classes[0]!r}.")
-        return X, targets, np, classes
-
-    def _validate_features(self, X, home, *y, **options):
-        """Return X, with y if given, as `validate_data` does; X keeps its dtype and memory."""
-
-        def check(X, **more):
-            with np.errstate(invalid="ignore", over="ignore"):  # its first look at finiteness is a sum
-                return validate_data(self, X, *y, dtype="numeric", **options, **more)
-
-        validated = validate(X, home, check, input_name="X", estimator=self)
-        dtype = (validated[0] if y else validated).dtype
-        if dtype.kind not in "biuf":
-            raise TypeError(f"X must hold real numbers, got dtype {dtype}.")
-        return validated
-
-    def _row_weights(self, X, sample_weight, dtype):
-        """Return weights (n_samples, 1), or None for ones, and the power of two they are counted in.
-
-        Only C times the total weight matters, so weights of any size keep their precision in the compute dtype.
-        """
-        if sample_weight is None:
-            return None, 1.0
-        weights = _check_sample_weight(to_host(sample_weight), shadow(X), dtype=np.float64, ensure_non_negative=True)
-        unit = np.ldexp(1.0, np.frexp(weights.max())[1] - 1)
-        return (weights / unit).astype(dtype)[:, np.newaxis], unit
-
-    def _class_weight(self, source, classes, backend):
-        """Return the factor of each class's term of the loss (n_classes,), or None for ones."""
-        if self.class_weight is None:
-            return None
-        if self.class_weight == "balanced":
-            total, per_class = weight_per_class(source, 1, len(classes), backend.to_host)
-            balance = total / len(classes)
-            factor = np.divide(balance, per_class[0], out=np.zeros(len(classes)), where=per_class[0] > 0)
-            return source.targets_xp.asarray(factor)
-        factor = compute_class_weight(self.class_weight, classes=classes, y=classes)
-        if not (np.isfinite(factor) & (factor >= 0)).all():
-            raise ValueError(f"class_weight must be finite and non-negative, got {self.class_weight}.")
-        return source.targets_xp.asarray(factor)
+    def _training(self, encoded):
+        """Return what to fit, as the parameters say it."""
+        return Training(
+            C=encoded.inner_strength([self.C]),
+            n_classes=len(encoded.classes),
+            has_intercept=self.fit_intercept,
+            label_smoothing=self.label_smoothing,
+            seed=0 if self.random_state is None else check_random_state(self.random_state).randint(2**31),
+            budget_bytes=self.memory_budget,
+            precision=self.precision,
+        )
 
     def _start(self, classes, n_features):
         """Return the params of the previous fit, or None to start anew."""
@@ -347,9 +277,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             rows = np.concatenate([-rows / 2, rows / 2])
         return rows.T[:, np.newaxis]
 
-    def _unpack(self, solution, center, classes, dtype, home, y_home):
-        """Set the fitted attributes."""
-        rows = solution.params[:, 0].T.astype(np.float64)
+    def _unpack(self, solution, problem, center, encoded):
+        """Set the fitted attributes from one problem of a solution on the host."""
+        classes, dtype, home = encoded.classes, encoded.source.dtype, encoded.home
+        rows = solution.params[:, problem].T.astype(np.float64)
         if len(classes) == 2:
             rows = rows[1:] - rows[:1]
         coef = np.ascontiguousarray(rows[:, :-1], dtype)
@@ -359,12 +290,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             intercept = rows[:, -1] - coef.astype(np.float64) @ center
         self.coef_ = home.send(coef)
         self.intercept_ = home.send(intercept)
-        self.classes_ = y_home.send_labels(classes)
-        self.n_iter_ = home.send(solution.n_iter)
-        self.n_passes_ = float(solution.n_passes[0])
-        self.status_ = Status(int(solution.status[0]))
-        self.objective_ = float(solution.value[0])
-        self.gradient_norm_ = float(solution.gradient_norm[0])
+        self.classes_ = encoded.y_home.send_labels(classes)
+        self.n_iter_ = home.send(solution.n_iter[problem : problem + 1])
+        self.n_passes_ = float(solution.n_passes[problem])
+        self.status_ = Status(int(solution.status[problem]))
+        self.objective_ = float(solution.value[problem])
+        self.gradient_norm_ = float(solution.gradient_norm[problem])
 
     def _warn_unless_converged(self):
         if self.gradient_norm_ <= self.tol and self.status_ != Status.ITERATION_LIMIT:
@@ -388,7 +319,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         self._check_same_namespace(home, METHODS[output])
         backend = get_backend(self.device, home.cuda_device)
         with backend.active():
-            X = self._validate_features(X, home, reset=False)
+            X = check_features(self, X, home, reset=False)
             coef, classes = to_host(self.coef_), to_host(self.classes_)
             dtype = np.result_type(compute_dtype(X.dtype), coef.dtype)
             params, n_classes = self._params(coef), len(classes)

@@ -45,6 +45,8 @@ class SoftmaxObjective:
         Without one, the last feature row of every gradient is zero.
     label_smoothing : float in [0, 1)
     metric_rows : MetricRows
+    has_lasting_metric : bool
+        Whether metrics will be wanted for other penalties too.
     """
 
     arrays: Arrays
@@ -54,6 +56,7 @@ class SoftmaxObjective:
     has_intercept: bool
     label_smoothing: float
     metric_rows: MetricRows
+    has_lasting_metric: bool = False
 
     @property
     def precision(self) -> float:
@@ -96,6 +99,7 @@ class SoftmaxObjective:
             has_intercept=self.has_intercept,
             precision=self.precision,
             n_passes=len(rows) / self.fused_pass.n_rows,
+            is_lasting=self.has_lasting_metric,
         )
 
     def select(self, active) -> Self:

@@ -30,7 +30,7 @@ class KroneckerMetric:
         T, a basis that makes both A and the penalty diagonal, or all but.
     classes : array of shape (n_problems, n_classes, n_classes), or None for the identity
         U, eigenvectors of each B_p, centred over the classes.
-    curvature : array of shape (n_problems, n_features + 1, n_classes)
+    spectrum : Spectrum
     n_passes : float
         Passes over the rows that making it took.
     """
@@ -38,7 +38,7 @@ class KroneckerMetric:
     arrays: Arrays
     features: np.ndarray
     classes: np.ndarray | None
-    curvature: np.ndarray
+    spectrum: "Spectrum"
     n_passes: float
 
     def apply(self, gradient):
@@ -50,10 +50,10 @@ class KroneckerMetric:
         wide = self._features(wide, transpose=True)
         by_problem = wide.reshape(gradient.shape).transpose(1, 0, 2)
         if self.classes is None:
-            by_problem = _centred(_centred(by_problem) / self.curvature)
+            by_problem = _centred(_centred(by_problem) / self.spectrum.curvature)
         else:
             by_problem = by_problem @ self.classes
-            by_problem /= self.curvature
+            by_problem /= self.spectrum.curvature
             by_problem = by_problem @ self.classes.transpose(0, 2, 1)
         wide = by_problem.transpose(1, 0, 2).reshape(wide.shape)
         return self._features(wide, transpose=False).reshape(gradient.shape).astype(gradient.dtype, copy=False)
@@ -67,11 +67,54 @@ class KroneckerMetric:
         """Return the metric of the problems in `active`."""
         places = self.arrays.to_device(active)
         classes = None if self.classes is None else self.classes[places]
-        return replace(self, classes=classes, curvature=self.curvature[places])
+        return replace(self, classes=classes, spectrum=self.spectrum.select(places))
+
+    def with_strength(self, strength: np.ndarray) -> Self:
+        """Return the metric of the same loss with other penalties, which costs no pass; for one that is lasting."""
+        return replace(self, spectrum=self.spectrum.with_strength(self.arrays, strength), n_passes=0.0)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Curvature along the directions of a metric: of the loss, and of the penalty.
+
+    Parameters
+    ----------
+    classes : array of shape (n_problems, n_classes)
+        Eigenvalues of each B_p, relative to a common level.
+    share : array of shape (n_features + 1,)
+        How much of the curvature along each direction is the loss's where classes and strength are at their level.
+    level : float
+        That of the strengths.
+    least : float
+        Undetermined directions must not magnify rounding.
+    curvature : array of shape (n_problems, n_features + 1, n_classes)
+    """
+
+    classes: np.ndarray
+    share: np.ndarray
+    level: float
+    least: float
+    curvature: np.ndarray
+
+    @classmethod
+    def of(cls, arrays: Arrays, classes, share, level: float, least: float, strength: np.ndarray) -> Self:
+        """Return the spectrum with penalties of some strength, (n_problems,) on the host."""
+        curvature = classes[:, np.newaxis, :] * share[:, np.newaxis]
+        relative = arrays.to_device(strength / level, share.dtype)
+        curvature += relative[:, np.newaxis, np.newaxis] * (1 - share)[:, np.newaxis]
+        arrays.xp.maximum(curvature, least, out=curvature)
+        return cls(classes, share, level, least, curvature)
+
+    def with_strength(self, arrays: Arrays, strength: np.ndarray) -> Self:
+        return self.of(arrays, self.classes, self.share, self.level, self.least, strength)
+
+    def select(self, places) -> Self:
+        return replace(self, classes=self.classes[places], curvature=self.curvature[places])
 
 
 def kronecker_metric(
-    arrays: Arrays, gram, classes, weight, strength, scale, *, has_intercept, precision, n_passes
+    arrays: Arrays, gram, classes, weight, strength, scale, *, has_intercept, precision, n_passes, is_lasting=False
 ) -> KroneckerMetric:
     """Diagonalise ``B_p ⊗ A + strength_p · R``.
 
@@ -89,6 +132,8 @@ def kronecker_metric(
     precision : float
         Relative rounding error of the sums.
     n_passes : float
+    is_lasting : bool
+        Whether `with_strength` will be asked for: only the eigenproblem's answer serves every strength.
 
     Raises
     ------
@@ -115,19 +160,20 @@ def kronecker_metric(
     if gram.ndim == 2 and not has_intercept:  # else the inverse would be that of the Schur complement
         gram[-1, :-1] = gram[:-1, -1] = 0
     sigma = np.maximum(sigma, tiny) / level
-    penalised = strength / reference if reference else strength
-    ratio = penalised[:, np.newaxis] / (sigma if U is None else sigma[:, :-1])  # the last moves all classes alike
+    ratio = strength[:, np.newaxis] / (sigma if U is None else sigma[:, :-1])  # the last moves all classes alike
     is_alike = ratio.size == 0 or ratio.max() <= ALIKE * ratio.min()
-    T, share = _feature_basis(arrays, gram, penalty, max(32 * precision, 1e-11), is_alike)
+    T, share = _feature_basis(arrays, gram, penalty, max(32 * precision, 1e-11), is_alike and not is_lasting)
     units = arrays.to_device(np.append(scale, float(has_intercept)), gram.dtype)
     T *= units if T.ndim == 1 else units[:, np.newaxis]
-    sigma, penalised, share, rest = (
-        arrays.to_device(part, gram.dtype) for part in (sigma, penalised, share, 1 - share)
+    spectrum = Spectrum.of(
+        arrays,
+        arrays.to_device(sigma, gram.dtype),
+        arrays.to_device(share, gram.dtype),
+        level=reference or 1.0,
+        least=float(np.sqrt(precision)),
+        strength=strength,
     )
-    curvature = sigma[:, np.newaxis, :] * share[:, np.newaxis]
-    curvature += penalised[:, np.newaxis, np.newaxis] * rest[:, np.newaxis]
-    arrays.xp.maximum(curvature, np.sqrt(precision), out=curvature)  # undetermined directions must not magnify rounding
-    return KroneckerMetric(arrays, T, None if U is None else arrays.to_device(U, gram.dtype), curvature, n_passes)
+    return KroneckerMetric(arrays, T, None if U is None else arrays.to_device(U, gram.dtype), spectrum, n_passes)
 
 
 def _feature_basis(arrays: Arrays, A, penalty, ridge, is_alike):

@@ -40,12 +40,14 @@ class ArraySource:
     X : array of shape (n_rows, n_features)
         Any real dtype, any strides; never modified and never copied as a whole.
     targets : array of shape (n_rows,) or (n_rows, n_classes)
-    weights : array of shape (n_rows, n_problems), (n_rows, 1) where all problems share them, or None for ones
+    weights : array of shape (n_rows, n_columns), one column where all problems share it, or None for ones
     dtype : dtype that blocks have
     center : array of shape (n_features,), dtype float64, or None
         Subtracted from every row of a block, in float64 where X's own precision would lose it.
-    class_weight : array of shape (n_classes,), float64, or None
-        Multiplies every class's term of the loss.
+    class_weight : array of shape (n_columns, n_classes), one row where all problems share it, float64, or None
+        Multiplies every class's term of the loss. Soft targets allow one row only.
+    columns : array of shape (n_problems,), int, or None
+        Which column of `weights` and row of `class_weight` each problem has; None for one after the other.
     xp : namespace of X and center
     targets_xp : namespace of targets, weights and class_weight
     """
@@ -56,6 +58,7 @@ class ArraySource:
     dtype: np.dtype
     center: np.ndarray | None = None
     class_weight: np.ndarray | None = None
+    columns: np.ndarray | None = None
     xp: Any = np
     targets_xp: Any = np
 
@@ -103,22 +106,21 @@ class ArraySource:
         """
         targets = self.targets[rows]
         weights = None if self.weights is None else self.weights[rows]
-        if self.class_weight is None:
-            return targets, weights
-        if targets.ndim == 1:
-            factor = self.class_weight[targets]
-        else:
-            targets = targets.astype(self.dtype) * self.class_weight.astype(self.dtype)
-            factor = targets.sum(axis=1)
-            targets /= self.targets_xp.where(factor > 0, factor, 1)[:, np.newaxis]
-        factor = factor[:, np.newaxis]
-        return targets, factor if weights is None else factor * weights
+        if self.class_weight is not None:
+            if targets.ndim == 1:
+                factor = self.class_weight[:, targets].T
+            else:
+                targets = targets.astype(self.dtype) * self.class_weight.astype(self.dtype)
+                factor = targets.sum(axis=1, keepdims=True)
+                targets /= self.targets_xp.where(factor > 0, factor, 1)
+            weights = factor if weights is None else factor * weights
+        if self.columns is not None and weights is not None and weights.shape[1] > 1:
+            weights = weights[:, self.columns]
+        return targets, weights
 
     def select(self, active: np.ndarray) -> Self:
-        """Return this source with the weights of the problems in `active` only."""
-        if self.weights is None or self.weights.shape[1] == 1:
-            return self
-        return replace(self, weights=self.weights[:, active])
+        """Return this source for the problems in `active` only."""
+        return replace(self, columns=active if self.columns is None else self.columns[active])
 
 
 def sample_rows(n_rows: int, n_sample: int, seed: int) -> np.ndarray:
@@ -148,18 +150,22 @@ def weight_per_class(
     source: ArraySource, n_problems: int, n_classes: int, to_host: Callable = np.asarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each problem's total weight (n_problems,) and its weight per class (n_problems, n_classes), float64."""
-    xp = source.targets_xp
-    total, per_class = xp.zeros(n_problems), xp.zeros((n_problems, n_classes))
+    xp, columns = source.targets_xp, source.columns
+    source = replace(source, columns=None)
+    total: Any = 0.0
+    per_class: Any = 0.0
     step = max(1, (1 << 16) // (n_classes if source.targets.ndim == 2 else 1))  # half a megabyte at most
     for start in range(0, source.n_rows, step):
         targets, weights = source.targets_and_weights(slice(start, start + step))
         weights = xp.ones((len(targets), 1)) if weights is None else weights.astype(np.float64)
-        total += weights.sum(axis=0)
+        total = total + weights.sum(axis=0)
         if targets.ndim == 2:
-            per_class += weights.T @ targets
+            per_class = per_class + weights.T @ targets
         else:
-            per_class += [np.bincount(targets, column, minlength=n_classes) for column in weights.T]
-    return to_host(total), to_host(per_class)
+            per_class = per_class + np.array([np.bincount(targets, column, n_classes) for column in weights.T])
+    total, per_class = to_host(total), to_host(per_class)
+    places = np.zeros(n_problems, int) if len(total) == 1 else columns
+    return (total, per_class) if places is None else (total[places], per_class[places])
 
 
 def compute_dtype(dtype: np.dtype) -> np.dtype:

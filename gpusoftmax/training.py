@@ -1,14 +1,15 @@
 """The one place where source, plan, objective, penalty and solver meet."""
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
-from gpusoftmax.backends.base import Backend
+from gpusoftmax.backends.base import Backend, FusedPass
 from gpusoftmax.objective import MetricRows, SoftmaxObjective
 from gpusoftmax.penalties import L2
 from gpusoftmax.plan import metric_sample, plan_fit
-from gpusoftmax.solvers.base import Callback, Solution
+from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Solution
 from gpusoftmax.solvers.ladder import climb
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource, feature_range, sample_rows, weight_per_class
@@ -22,7 +23,7 @@ class Training:
     """What is fitted, beside the data.
 
     C : array of shape (n_problems,), float64
-        Inverse strengths, as scikit-learn means them; infinity for no penalty.
+        Inverse strengths, as scikit-learn means them; infinity for no penalty. Where problems follow paths, the first.
     n_classes : int
     has_intercept : bool
     label_smoothing : float in [0, 1)
@@ -79,8 +80,99 @@ def train(
     WorkspaceError
         `budget_bytes` is too small; the message names a budget that fits.
     """
+    with backend.session():
+        bound = bind(training, source, backend)
+        params = bound.first_params if start is None else bound.params_from(start)
+        solution = bound.solve(solver, training.C, params, callback)
+        return replace(solution, params=backend.to_host(solution.params)), bound.center
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A training bound to its rows and a device: what every solve of it shares.
+
+    passes : FusedPass of every precision, the coarsest first
+    total_weight : array of shape (n_problems,), float64
+    metric_rows : MetricRows
+    center : array of shape (n_features,), float64, or None
+        What is subtracted from the features.
+    first_params : array of shape (n_features + 1, n_problems, n_classes)
+        No coefficients, and the log class frequencies.
+    is_path : bool
+        Whether other strengths follow.
+    """
+
+    training: Training
+    backend: Backend
+    passes: list[FusedPass]
+    total_weight: np.ndarray
+    metric_rows: MetricRows
+    center: np.ndarray | None
+    first_params: np.ndarray
+    is_path: bool = False
+
+    def params_from(self, start: np.ndarray) -> np.ndarray:
+        """Return params for the centred features that give the logits of `start`."""
+        params = np.empty(start.shape, self.first_params.dtype)
+        params[:] = start - start.mean(axis=2, keepdims=True)  # moves no logits apart, and lowers the penalty
+        if self.center is not None:
+            params[-1] += np.tensordot(self.center, params[:-1], axes=1)
+        return params
+
+    def objectives(self, C: np.ndarray) -> list[SoftmaxObjective]:
+        """Return the objectives of every precision."""
+        backend, training = self.backend, self.training
+        exact = SoftmaxObjective(
+            arrays=backend,
+            fused_pass=self.passes[-1],
+            penalty=L2(backend, backend.to_device(1 / (C * self.total_weight))),
+            total_weight=backend.to_device(self.total_weight),
+            has_intercept=training.has_intercept,
+            label_smoothing=training.label_smoothing,
+            metric_rows=self.metric_rows,
+            has_lasting_metric=self.is_path,
+        )
+        return [replace(exact, fused_pass=each) for each in self.passes]
+
+    def solve(self, solver: LBFGS, C, params, callback: Callback | None = None, known=NOTHING_KNOWN) -> Solution:
+        """Fit every problem; params are on the host or the device, those of the solution on the device."""
+        is_exact = self.training.precision in ("auto", "highest")
+        params = self.backend.to_device(params)
+        return climb(solver, self.objectives(C), params, callback, is_exact=is_exact, known=known)
+
+    def solve_next(self, solver: LBFGS, C, before: Solution, before_C, callback: Callback | None = None) -> Solution:
+        """Fit every problem again with other strengths, from a solution on the device and what it knows.
+
+        What the other penalty changes of value and gradient takes no pass. A problem without a finite solution starts
+        anew.
+        """
+        strength = self.backend.to_host(self.objectives(C)[-1].penalty.strength)
+        metric = None if before.metric is None else before.metric.with_strength(strength)
+        is_finite = np.isfinite(before.value) & np.isfinite(before.gradient_norm)
+        if not is_finite.all():
+            chosen = self.backend.to_device(is_finite)[:, np.newaxis]
+            params = self.backend.xp.where(chosen, before.params, self.backend.to_device(self.first_params))
+            return self.solve(solver, C, params, callback, Known(metric=metric))
+        old, new = (self.objectives(each)[-1].penalty for each in (before_C, C))
+        W, gradient = before.params[:-1], before.gradient.copy()
+        new.add_gradient(W, gradient[:-1])
+        old.add_gradient(-W, gradient[:-1])
+        value = before.value + self.backend.to_host(new.value(W) - old.value(W))
+        return self.solve(solver, C, before.params, callback, Known(value, gradient, metric))
+
+    def select(self, active: np.ndarray) -> Self:
+        """Return the training of some problems."""
+        return replace(
+            self,
+            passes=[each.select(active) for each in self.passes],
+            total_weight=self.total_weight[active],
+            first_params=self.first_params[:, active],
+        )
+
+
+def bind(training: Training, source: ArraySource, backend: Backend, *, is_path: bool = False) -> Bound:
+    """Plan a training and allocate what its passes work in; see `train` for parameters and errors."""
     n_problems = len(training.C)
-    shape = (source.n_features + 1, n_problems, training.n_classes)
     source = backend.place(source)
     rows = sample_rows(source.n_rows, metric_sample(source.n_rows, source.n_features), training.seed)
     low, high = feature_range(source, rows, backend, training.budget_bytes or DEFAULT_RANGE_BYTES)
@@ -99,30 +191,20 @@ def train(
         raise ValueError(
             "The weights of all samples are zero: sample_weight times class_weight must have a positive sum."
         )
-
-    params = np.zeros(shape, plan.gradient_dtype)
-    if start is not None:
-        params[:] = start - start.mean(axis=2, keepdims=True)  # moves no logits apart, and lowers the penalty
-        if center is not None:
-            params[-1] += np.tensordot(center, params[:-1], axes=1)
-    elif training.has_intercept:
-        params[-1] = start_intercept(total, per_class, source.n_rows, training.label_smoothing)
-
-    objective = SoftmaxObjective(
-        arrays=backend,
-        fused_pass=backend.fused_pass(source, plan),
-        penalty=L2(backend, backend.to_device(1 / (training.C * total))),
-        total_weight=backend.to_device(total),
-        has_intercept=training.has_intercept,
-        label_smoothing=training.label_smoothing,
-        metric_rows=MetricRows(metric_plan, rows, feature_scale(low, high)),
+    first_params = np.zeros((source.n_features + 1, n_problems, training.n_classes), plan.gradient_dtype)
+    if training.has_intercept:
+        first_params[-1] = start_intercept(total, per_class, source.n_rows, training.label_smoothing)
+    fused_pass = backend.fused_pass(source, plan)
+    return Bound(
+        training,
+        backend,
+        [*fused_pass.cheaper(training.precision), fused_pass],
+        total,
+        MetricRows(metric_plan, rows, feature_scale(low, high)),
+        center,
+        first_params,
+        is_path,
     )
-    with backend.session():
-        passes = [*objective.fused_pass.cheaper(training.precision), objective.fused_pass]
-        objectives = [replace(objective, fused_pass=each) for each in passes]
-        is_exact = training.precision in ("auto", "highest")
-        solution = climb(solver, objectives, backend.to_device(params), callback, is_exact=is_exact)
-        return replace(solution, params=backend.to_host(solution.params)), center
 
 
 def find_center(low: np.ndarray, high: np.ndarray) -> np.ndarray | None:

@@ -107,7 +107,7 @@ MUTANTS = (
     Mutant("an argument that CuPy's sum does not have", CURVATURE, "metric", "type",
            "weighted.sum(axis=2, dtype=np.float64)", "weighted.sum(axis=2, dtype=np.float64, initial=0.0)"),
     Mutant("an argument that CuPy's ufuncs do not have", BACKEND, "class weights", "type",
-           "self.xp.divide(buffer, self.factor[rows], out=buffer)",
+           "self.xp.divide(buffer, self.factor[rows], out=soft)",
            "self.xp.divide(buffer, self.factor[rows], out=buffer, where=True)"),
     Mutant("a flag that CuPy does not have", "sources.py", "products", "attribute",
            "if self.xp is np and not self.X.flags.aligned", "if not self.X.flags.aligned"),
@@ -192,8 +192,8 @@ MUTANTS = (
            "kernels.sum_losses(self._tile_loss, self._total)",
            "kernels.sum_losses(self._tile_loss, self._total, accumulate=True)"),
     Mutant("soft targets of the first block for all", BACKEND, "class weights", "answer",
-           "self.xp.multiply(targets, self.class_weight, out=buffer)",
-           "rows.start or self.xp.multiply(targets, self.class_weight, out=buffer)"),
+           "self.xp.multiply(targets, self.class_weight, out=soft)",
+           "rows.start or self.xp.multiply(targets, self.class_weight, out=soft)"),
     Mutant("class weights of other rows", BACKEND, "class weights", "answer", "self.factor[rows]",
            "self.factor[: len(targets)]"),
     Mutant("weights of the first block for all", BACKEND, "products", "answer",
@@ -337,7 +337,7 @@ class Case:
 
     @property
     def class_weight(self):
-        return np.abs(np.arange(self.n_classes) - 1.0) if self.has_class_weight else None  # one of them 0
+        return np.abs(np.arange(self.n_classes) - 1.0)[np.newaxis] if self.has_class_weight else None  # one of them 0
 
     def bound(self, backend):
         """Return the pass on a device."""

@@ -18,6 +18,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "sources",
     "targets",
     "kernels.curvature",
+    "kernels.scores",
     "kernels.workspace",
     "kernels.cpu",
     "backends.base",
@@ -38,6 +39,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "callbacks",
     "training",
     "interop",
+    "encoding",
     "estimator",
     "functional",
 ]

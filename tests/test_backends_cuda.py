@@ -261,7 +261,7 @@ def test_an_evaluation_waits_for_nothing_and_allocates_its_results(is_one_kernel
         if storage != np.float64:
             source = replace(source, X=source.X.astype(storage))
             plan = replace(plan, is_direct=False)
-        source = replace(source, class_weight=np.arange(1.0, 6))
+        source = replace(source, class_weight=np.arange(1.0, 6)[np.newaxis])
         fused_pass = backend.fused_pass(source, replace(plan, block_rows=256))
         params = backend.to_device(data.params)
         first = fused_pass.loss_and_gradient(params, 0.1)

@@ -166,7 +166,7 @@ class TestLaws:
         data, c = made(), np.array([0.5, 2.0, 0.0, 3.0])
         weights = data.weights * c[data.targets][:, np.newaxis]
         value, grad = evaluate(replace(data, weights=weights))
-        actual = replace(make_objective(data, class_weight=c), total_weight=weights.sum(axis=0))
+        actual = replace(make_objective(data, class_weight=c[np.newaxis]), total_weight=weights.sum(axis=0))
         actual_value, actual_grad = actual.value_and_grad(data.params)
         assert_close(actual_value, value, 1e-13)
         assert_close(actual_grad, grad, 1e-13)

@@ -381,7 +381,7 @@ def test_workspace_bytes_are_those_that_a_pass_allocates(sizes, options, dtype):
         data = make_data(*sizes, targets="soft" if "is_direct" in options else "labels").cast(dtype)
         X = data.X if options.get("is_direct", True) else data.X.astype(np.float16)
         backend = CupyBackend()
-        class_weight = np.ones(sizes[3]) if "is_direct" in options else None
+        class_weight = np.ones((1, sizes[3])) if "is_direct" in options else None
         source = backend.place(ArraySource(X, data.targets, None, dtype, class_weight=class_weight))
         plan = plan_pass(*sizes, dtype, H100, is_soft=data.targets.ndim == 2, **options)
         pool = backend.cupy.get_default_memory_pool()

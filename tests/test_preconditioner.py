@@ -70,7 +70,7 @@ def as_matrices(metric, shape):
     n_rows, n_problems, n_classes = shape
     columns = []
     for index in range(n_rows * n_classes):
-        unit = np.zeros((n_rows, n_problems, n_classes), metric.curvature.dtype)
+        unit = np.zeros((n_rows, n_problems, n_classes), metric.spectrum.curvature.dtype)
         unit[index // n_classes, :, index % n_classes] = 1
         columns.append(metric.apply(unit).transpose(1, 0, 2).reshape(n_problems, -1))
     return np.stack(columns, axis=2)

@@ -170,7 +170,7 @@ class TestTargetsAndWeights:
     def test_class_weights_multiply_each_class_s_term_of_the_loss(self, targets, weights):
         data = make_data(N_ROWS, N_FEATURES, 2, 4, targets=targets, weights=weights)
         c = np.array([0.5, 0.0, 2.0, 7.0])
-        source = ArraySource(data.X, data.targets, data.weights, FLOAT64, class_weight=c)
+        source = ArraySource(data.X, data.targets, data.weights, FLOAT64, class_weight=c[np.newaxis])
         t, s = source.targets_and_weights(slice(None))
         s = np.broadcast_to(s, (N_ROWS, 2))
         rows = one_hot(data.targets, 4) if targets == "labels" else data.targets
@@ -182,27 +182,44 @@ class TestTargetsAndWeights:
     def test_class_weights_do_not_modify_soft_targets(self):
         data = make_data(N_ROWS, N_FEATURES, 1, 3, targets="soft")
         before = data.targets.copy()
-        source = ArraySource(data.X, data.targets, None, FLOAT64, class_weight=np.array([1.0, 2.0, 3.0]))
+        source = ArraySource(data.X, data.targets, None, FLOAT64, class_weight=np.array([[1.0, 2.0, 3.0]]))
         source.targets_and_weights(slice(None))
         np.testing.assert_array_equal(data.targets, before)
 
     def test_soft_targets_of_weightless_classes_have_no_weight(self):
         t = np.array([[1.0, 0.0], [0.5, 0.5]])
-        source = ArraySource(made()[:2], t, None, FLOAT64, class_weight=np.array([0.0, 1.0]))
+        source = ArraySource(made()[:2], t, None, FLOAT64, class_weight=np.array([[0.0, 1.0]]))
         targets, weights = source.targets_and_weights(slice(None))
         np.testing.assert_array_equal(weights, [[0.0], [0.5]])
         np.testing.assert_array_equal(targets, [[0.0, 0.0], [0.0, 1.0]])
 
     def test_select(self):
         s = np.arange(3.0 * N_ROWS).reshape(N_ROWS, 3)
-        source = ArraySource(made(), np.zeros(N_ROWS, int), s, FLOAT64, center=np.ones(5), class_weight=np.ones(1))
+        source = ArraySource(made(), np.zeros(N_ROWS, int), s, FLOAT64, center=np.ones(5), class_weight=np.ones((1, 1)))
         chosen = source.select(np.array([2, 0]))
-        np.testing.assert_array_equal(chosen.weights, s[:, [2, 0]])
+        np.testing.assert_array_equal(chosen.targets_and_weights(slice(None))[1], s[:, [2, 0]])
+        again = chosen.select(np.array([1]))
+        np.testing.assert_array_equal(again.targets_and_weights(slice(2, 4))[1], s[2:4, :1])
         assert chosen.X is source.X
+        assert chosen.weights is source.weights
         assert chosen.center is source.center
         assert chosen.class_weight is source.class_weight
-        for shared in (None, s[:, :1]):
-            assert replace(source, weights=shared).select(np.array([1])).weights is shared
+        shared = replace(source, weights=s[:, :1]).select(np.array([1]))
+        np.testing.assert_array_equal(shared.targets_and_weights(slice(None))[1], s[:, :1])
+        none = replace(source, weights=None, class_weight=None).select(np.array([1]))
+        assert none.targets_and_weights(slice(None))[1] is None
+
+    def test_problems_share_columns_of_weights_and_class_weights(self):
+        data = make_data(N_ROWS, N_FEATURES, 3, 4, weights="each")
+        c = np.array([[1.0, 2, 3, 4], [0, 1, 0, 1], [5, 5, 1, 1]])
+        source = ArraySource(
+            data.X, data.targets, data.weights, FLOAT64, class_weight=c, columns=np.array([2, 0, 2, 1, 1])
+        )
+        _, weights = source.targets_and_weights(slice(None))
+        np.testing.assert_array_equal(weights, (data.weights * c[:, data.targets].T)[:, [2, 0, 2, 1, 1]])
+        total, per_class = weight_per_class(source, 5, 4)
+        assert_close(total, weights.sum(axis=0), 1e-13)
+        assert_close(per_class, weights.T @ one_hot(data.targets, 4), 1e-13)
 
 
 class TestSampleRows:
@@ -258,7 +275,7 @@ class TestFeatureRange:
 class TestWeightPerClass:
     @pytest.mark.parametrize("n_rows", [1, 23, 70_001])
     @pytest.mark.parametrize("weights", [None, "shared", "each"])
-    @pytest.mark.parametrize("class_weight", [None, np.array([0.5, 2.0, 0.0, 1.0])])
+    @pytest.mark.parametrize("class_weight", [None, np.array([[0.5, 2.0, 0.0, 1.0]])])
     @pytest.mark.parametrize("targets", ["labels", "soft"])
     def test_sums(self, targets, class_weight, weights, n_rows):
         data = make_data(n_rows, 1, 3, 4, targets=targets, weights=weights)

@@ -3,12 +3,14 @@
 `Backend` is deliberately small: arrays in and out, the facts that plans are made from, and passes.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from gpusoftmax.arrays import Arrays
+from gpusoftmax.kernels.scores import ScoreSums
 from gpusoftmax.plan import Facts, MetricPlan
 from gpusoftmax.sources import ArraySource
 
@@ -28,6 +30,12 @@ class FusedPass(Protocol):
 
     def curvature(self, params, scale, plan: MetricPlan, rows):
         """Return the metric's sums over `rows`; see `kernels.reference.curvature`."""
+
+    def scores(self, params, weights: Callable, n_sets: int) -> ScoreSums:
+        """Return the scores of sets of rows, one forward pass.
+
+        ``weights(rows)`` returns how the rows of a slice weigh, on the host, (rows, n_sets · n_problems) or (rows, 1).
+        """
 
     def cheaper(self, precision: str) -> list[Self]:
         """Return the passes of coarser products, coarsest first, with which `precision` lets a fit begin."""

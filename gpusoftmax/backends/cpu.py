@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from threadpoolctl import OpenBLASController, ThreadpoolController
 from gpusoftmax.exceptions import LOGITS_LEFT, NonFiniteError
 from gpusoftmax.kernels import cpu
 from gpusoftmax.kernels.curvature import CurvatureSums, curvature
+from gpusoftmax.kernels.scores import ScoreSums, add_scores
 from gpusoftmax.kernels.workspace import Sums, Workspace
 from gpusoftmax.plan import DeviceFacts, MetricPlan, Plan
 from gpusoftmax.sources import ArraySource, Block
@@ -152,6 +154,26 @@ class NumpyPass:
                 yield
 
         self._crew.map(run, range(plan.n_lanes))
+        for other in lanes[1:]:
+            lanes[0].add(other)
+        return lanes[0]
+
+    def scores(self, params: np.ndarray, weights: Callable, n_sets: int) -> ScoreSums:
+        """Return the sums of the scores of each set of rows; `weights` say how those of some rows weigh."""
+        plan = self.plan.by_rows()
+        source = replace(self.source, weights=None, class_weight=None)
+        affine = cpu.Affine.of(params, plan.dtype)
+        lanes = [ScoreSums(np, n_sets, plan.n_problems) for _ in range(plan.n_lanes)]
+
+        def run(lane: int, work: Workspace) -> Iterator[None]:
+            for rows in plan.tasks(lane):
+                block, given = source.block(rows, work.rows), weights(rows)
+                for part, chunk in cpu.logits(block.X, affine, work):
+                    add_scores(chunk.z, block.targets[part], given[part], lanes[lane])
+                yield
+
+        crew = _Crew(plan, shares_tasks=False) if self.plan.is_shared else self._crew
+        crew.map(run, range(plan.n_lanes))
         for other in lanes[1:]:
             lanes[0].add(other)
         return lanes[0]

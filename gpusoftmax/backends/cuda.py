@@ -15,6 +15,7 @@ from gpusoftmax.exceptions import LOGITS_LEFT, DeviceError, NonFiniteError
 from gpusoftmax.kernels import launches
 from gpusoftmax.kernels.cuda import Kernels, gemm
 from gpusoftmax.kernels.curvature import CurvatureSums, curvature
+from gpusoftmax.kernels.scores import ScoreSums, add_scores
 from gpusoftmax.plan import MetricPlan
 from gpusoftmax.plan_cuda import CudaFacts, CudaPlan
 from gpusoftmax.sources import ArraySource
@@ -335,9 +336,20 @@ class CupyPass:
         sums = CurvatureSums(backend.cupy, len(scale), n_problems, n_classes, plan)
         for start in range(0, len(rows), plan.block_rows):
             chosen = backend.to_device(rows[start : start + plan.block_rows])
-            weights = self._rows.weights
-            X = self.source.features(chosen)
-            curvature(X, None if weights is None else weights[chosen], compute, scale, sums)
+            curvature(self.source.features(chosen), self._rows.weights_of(chosen), compute, scale, sums)
+        return sums
+
+    def scores(self, params, weights, n_sets: int) -> ScoreSums:
+        """Return the sums of the scores of each set of rows; `weights` say how those of a block weigh, on the host."""
+        plan, backend = self.plan, self.backend
+        forward = self._forward if self._forward.z is not None else _Forward(backend, self.source, plan.by_products())
+        forward.set_params(params)
+        sums = ScoreSums(backend.cupy, n_sets, plan.n_problems)
+        for rows in forward.plan.blocks():
+            z = forward.logits(forward.features(rows))
+            z = z.reshape(len(z), plan.n_problems, -1).transpose(1, 2, 0)
+            z += forward.bias[:, :, np.newaxis]
+            add_scores(z[:, : plan.n_classes], self._rows.targets[rows], backend.to_device(weights(rows)), sums)
         return sums
 
     def cheaper(self, precision: str) -> list["CupyPass"]:
@@ -362,7 +374,10 @@ class CupyPass:
 
 
 class _Rows:
-    """Targets and weights on the device, class weights multiplied in; see `ArraySource.targets_and_weights`."""
+    """Targets and weights on the device, class weights multiplied in; see `ArraySource.targets_and_weights`.
+
+    `columns` are those that each problem has of the weights, None where weights have one for each, or one for all.
+    """
 
     def __init__(self, backend: CupyBackend, source: ArraySource, plan: CudaPlan):
         xp, dtype = backend.cupy, plan.dtype
@@ -371,25 +386,35 @@ class _Rows:
         self.weights = None if source.weights is None else backend.to_device(source.weights, dtype)
         self.class_weight: Any = None
         self.factor: Any = None
-        self.buffer: Any = None
-        if source.class_weight is None:
-            return
-        class_weight = backend.to_device(source.class_weight, dtype)
-        factor = self.targets @ class_weight if plan.is_soft else class_weight[self.targets]
-        self.weights = factor[:, np.newaxis] if self.weights is None else self.weights * factor[:, np.newaxis]
-        if plan.is_soft:
-            self.class_weight, self.factor = class_weight, xp.where(factor > 0, factor, 1).astype(dtype)[:, np.newaxis]
-            self.buffer = xp.empty((plan.block_rows, plan.n_classes), dtype)
+        self.soft: Any = None
+        if source.class_weight is not None:
+            class_weight = backend.to_device(source.class_weight, dtype)
+            factor = self.targets @ class_weight.T if plan.is_soft else class_weight.T[self.targets]
+            self.weights = factor if self.weights is None else self.weights * factor
+            if plan.is_soft:
+                self.class_weight, self.factor = class_weight, xp.where(factor > 0, factor, 1).astype(dtype)
+                self.soft = xp.empty((plan.block_rows, plan.n_classes), dtype)
+        self.columns: Any = None
+        self.gathered: Any = None
+        if source.columns is not None and self.weights is not None and self.weights.shape[1] > 1:
+            self.columns = backend.to_device(source.columns)
+            self.gathered = xp.empty((plan.block_rows, plan.n_problems), dtype)
+
+    def weights_of(self, rows, out=None):
+        """Return the rows' weights (rows, n_problems), (rows, 1) where all problems share them, or None for ones."""
+        if self.weights is None or self.columns is None:
+            return None if self.weights is None else self.weights[rows]
+        return self.xp.take(self.weights[rows], self.columns, axis=1, out=out)
 
     def about(self, rows: slice) -> dict:
         """Return the rows' labels or soft targets, and weights, as kernels take them."""
-        weights = None if self.weights is None else self.weights[rows]
         targets = self.targets[rows]
+        weights = self.weights_of(rows, None if self.columns is None else self.gathered[: len(targets)])
         if targets.ndim == 1:
             return {"labels": targets, "weights": weights}
         if self.class_weight is not None:
-            buffer = self.buffer[: len(targets)]
-            self.xp.multiply(targets, self.class_weight, out=buffer)
-            self.xp.divide(buffer, self.factor[rows], out=buffer)
-            targets = buffer
+            soft = self.soft[: len(targets)]
+            self.xp.multiply(targets, self.class_weight, out=soft)
+            self.xp.divide(soft, self.factor[rows], out=soft)
+            targets = soft
         return {"targets": targets, "weights": weights}

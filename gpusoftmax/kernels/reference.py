@@ -72,3 +72,14 @@ def curvature(X, weights, params):
     weighted = weights[:, :, np.newaxis] * y
     diagonal = weighted.sum(axis=0)[:, :, np.newaxis] * np.eye(y.shape[-1])
     return gram, diagonal - np.einsum("npk,npj->pkj", weighted, y)
+
+
+def scores(logits, targets, weights):
+    """Return each problem's summed loss and weight of correct rows, ``Σ_i s_i t_i,argmax``: the first of the largest.
+
+    logits : (rows, n_problems, n_classes); weights : (rows, n_problems)
+    """
+    t = target_matrix(targets, logits.shape[-1])
+    loss = -(t[:, np.newaxis, :] * log_softmax(logits)).sum(axis=-1)
+    correct = np.take_along_axis(t, logits.argmax(axis=-1), axis=1)
+    return (weights * loss).sum(axis=0), (weights * correct).sum(axis=0)

@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -97,6 +97,8 @@ class Solution:
     n_iter : accepted steps
     n_passes : passes over the rows while the problem was running, those for the metric included
     status : `Status` of each problem
+    gradient : at `params`, of their shape
+    metric : the newest that was made while all problems ran, or None
     """
 
     params: np.ndarray
@@ -106,3 +108,22 @@ class Solution:
     n_iter: np.ndarray
     n_passes: np.ndarray
     status: np.ndarray
+    gradient: np.ndarray
+    metric: Any = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an objective at the point where a solve begins, so that no pass need find it out.
+
+    value : array of shape (n_problems,), float64, on the host, or None
+    gradient : array of the shape of params, or None
+    metric : Metric, or None
+    """
+
+    value: np.ndarray | None = None
+    gradient: Any = None
+    metric: Any = None
+
+
+NOTHING_KNOWN = Known()

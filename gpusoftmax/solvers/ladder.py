@@ -5,14 +5,20 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from gpusoftmax.solvers.base import Callback, Objective, Progress, Solution, Status
+from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Objective, Progress, Solution, Status
 from gpusoftmax.solvers.lbfgs import LBFGS
 
 MAX_STALLED = 4  # evaluations in a row that lower no gradient by a tenth: rounding is all that is left
 
 
 def climb(
-    solver: LBFGS, objectives: Sequence[Objective], params, callback: Callback | None = None, *, is_exact: bool = True
+    solver: LBFGS,
+    objectives: Sequence[Objective],
+    params,
+    callback: Callback | None = None,
+    *,
+    is_exact: bool = True,
+    known: Known = NOTHING_KNOWN,
 ) -> Solution:
     """Minimise with each objective in turn, from where the one before ended; only the last says how the fit ended.
 
@@ -26,18 +32,20 @@ def climb(
     is_exact : bool
         Whether the last of several objectives may take steps. If not, one evaluation of it judges where the others
         ended: a problem short of `tol` has then reached the precision that it was allowed.
+    known : what is known at `params` of the last objective; of the others its metric holds
     """
     *coarse, exact = objectives
     spent: list[Solution] = []
     for objective in coarse:
         stop = _UntilRounding(objective.precision, _after(spent, callback))
-        spent.append(_with_steps(solver, _steps_left(solver, spent)).minimize(objective, params, stop))
+        known = Known(metric=known.metric)
+        spent.append(_with_steps(solver, _steps_left(solver, spent)).minimize(objective, params, stop, known))
         params = spent[-1].params
         if stop.is_interrupted:
             return _in_all(spent)
     left = _steps_left(solver, spent)
     is_judge = bool(spent) and not is_exact
-    last = _with_steps(solver, 0 if is_judge else left).minimize(exact, params, _after(spent, callback))
+    last = _with_steps(solver, 0 if is_judge else left).minimize(exact, params, _after(spent, callback), known)
     if is_judge and left > 0:
         is_short = last.status == Status.ITERATION_LIMIT
         last = replace(last, status=np.where(is_short, Status.PRECISION_REACHED, last.status))

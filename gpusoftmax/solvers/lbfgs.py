@@ -8,13 +8,13 @@ They stay where the objective has them. What decides a step is on the host: one 
 after each evaluation.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from gpusoftmax.solvers.base import Callback, Metric, Objective, Progress, Solution, Status
+from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Metric, Objective, Progress, Solution, Status
 from gpusoftmax.solvers.line_search import Bracket, is_acceptable, is_too_short, next_step
 from gpusoftmax.solvers.pairs import Pairs, Products, dot
 
@@ -40,6 +40,8 @@ class LBFGS:
         Pairs of steps and gradient differences kept per problem.
     first_refresh, refresh_growth : int, float
         The metric is estimated again after `first_refresh` evaluations, then at intervals that grow by this factor.
+    known_refresh : int
+        `first_refresh` where the first metric is known from elsewhere.
     """
 
     tol: float = 1e-4
@@ -47,15 +49,18 @@ class LBFGS:
     n_pairs: int = 16
     first_refresh: int = 6
     refresh_growth: float = 5.0
+    known_refresh: int = 12
 
-    def minimize(self, objective: Objective, params, callback: Callback | None = None) -> Solution:
-        """Minimise every problem's objective from `params`, which are not modified."""
-        run = _Run(self, objective, params)
+    def minimize(
+        self, objective: Objective, params, callback: Callback | None = None, known: Known = NOTHING_KNOWN
+    ) -> Solution:
+        """Minimise every problem's objective from `params`, which are not modified, nor is what is `known` there."""
+        run = _Run(self, objective, params, known)
         while True:
             if callback is not None and callback(run.progress()):
                 run.end(np.full(run.state.problem.shape, Status.STOPPED))
             if not run.state.problem.size:
-                return run.solution
+                return replace(run.solution, metric=run.metric_of_all)
             run.advance()
 
 
@@ -106,15 +111,16 @@ class _Trial(NamedTuple):
 class _Run:
     """One call of `minimize`: the problems that run, and the results of all."""
 
-    def __init__(self, solver: LBFGS, objective: Objective, params):
+    def __init__(self, solver: LBFGS, objective: Objective, params, known: Known):
         self.solver = solver
         self.objective = objective
         self.arrays = objective.arrays
         self.noise = 10 * objective.precision
         self.n_evaluations = 0
-        self.metric: Metric | None = None
-        self.refresh_at = solver.first_refresh
-        self.refresh_interval = float(solver.first_refresh)
+        self.metric: Metric | None = known.metric
+        self.metric_of_all: Metric | None = known.metric
+        self.refresh_at = solver.first_refresh if known.metric is None else solver.known_refresh
+        self.refresh_interval = float(self.refresh_at)
         n_problems = params.shape[1]
         self.solution = Solution(
             params=params.copy(),
@@ -124,21 +130,25 @@ class _Run:
             n_iter=np.zeros(n_problems, np.int32),
             n_passes=np.zeros(n_problems),
             status=np.full(n_problems, Status.RUNNING),
+            gradient=self.arrays.xp.zeros_like(params),
         )
-        self.start(_to_rows(params))
+        self.start(_to_rows(params), known)
         finite = np.isfinite(self.state.value) & np.isfinite(self.state.gradient_norm)
         self.end(np.where(finite, Status.RUNNING, Status.NON_FINITE))
         if self.state.problem.size:
-            self.refresh_metric()
+            self.change_metric(self.metric or self.make_metric(is_rough=True))
             self.aim(np.full(self.state.problem.shape, True))
             self.end(self.judge())
 
-    def start(self, x) -> None:
-        """Evaluate the starting point."""
+    def start(self, x, known: Known) -> None:
+        """Evaluate the starting point, unless it is known."""
         n_problems, n_params = x.shape
         self.pairs = Pairs.empty(self.arrays, n_problems, self.solver.n_pairs, n_params, x.dtype)
         problem = np.arange(n_problems)
-        value, gradient = self.evaluate(problem, x)
+        if known.value is None:
+            value, gradient = self.evaluate(problem, x)
+        else:
+            value, gradient = self.arrays.to_device(known.value), _to_rows(known.gradient)
         value, gradient_norm = self.read(value, abs(gradient).max(axis=1))
         zeros, infinite = np.zeros(n_problems), np.full(n_problems, np.inf)
         no_products = np.zeros((n_problems, self.pairs.n_slots))
@@ -181,11 +191,20 @@ class _Run:
         n_rows, _, n_classes = self.solution.params.shape
         return rows.reshape(-1, n_rows, n_classes).transpose(1, 0, 2)
 
-    def refresh_metric(self) -> None:
-        is_first = self.metric is None
+    def make_metric(self, *, is_rough: bool) -> Metric:
+        """Estimate the metric where the running problems are."""
+        is_of_all = len(self.state.problem) == len(self.solution.status)
         self.metric = None  # its memory serves to make the next
-        self.metric = self.objective.metric(self.to_params(self.vectors.x), is_rough=is_first)
-        self.solution.n_passes[self.state.problem] += self.metric.n_passes
+        if is_of_all:
+            self.metric_of_all = None
+        metric = self.objective.metric(self.to_params(self.vectors.x), is_rough=is_rough)
+        self.solution.n_passes[self.state.problem] += metric.n_passes
+        if is_of_all:
+            self.metric_of_all = metric
+        return metric
+
+    def change_metric(self, metric: Metric) -> None:
+        self.metric = metric
         vectors, state = self.vectors, self.state
         vectors.preconditioned = self.apply_metric(vectors.gradient)
         self.pairs.change_metric(self.apply_metric)
@@ -254,7 +273,7 @@ class _Run:
         state.YHg = np.where(taken[:, np.newaxis], trial.products.YHg, state.YHg)
         self.solution.n_iter[state.problem[taken]] += 1
         if self.n_evaluations >= self.refresh_at:
-            self.refresh_metric()
+            self.change_metric(self.make_metric(is_rough=False))
             self.refresh_interval *= self.solver.refresh_growth
             self.refresh_at = self.n_evaluations + int(self.refresh_interval)
 
@@ -310,29 +329,27 @@ class _Run:
         is_running = status == Status.RUNNING
         if is_running.all():
             return
-        self.record(status)
+        state, solution, vectors = self.state, self.solution, self.vectors
+        places = self.arrays.to_device(state.problem)
+        solution.params[:, places] = self.to_params(vectors.x)
+        solution.gradient[:, places] = self.to_params(vectors.gradient)
+        solution.value[state.problem] = state.value
+        solution.gradient_norm[state.problem] = state.gradient_norm
+        solution.remaining_decrease[state.problem] = state.decrease
+        solution.status[state.problem] = status
         kept = np.flatnonzero(is_running)
-        self.state = _select(self.state, kept)
+        self.state = _select(state, kept)
         if kept.size:
-            self.vectors = _select(self.vectors, self.arrays.to_device(kept))
+            self.vectors = _select(vectors, self.arrays.to_device(kept))
             self.pairs = self.pairs.select(kept)
             self.objective = self.objective.select(kept)
             if self.metric is not None:
                 self.metric = self.metric.select(kept)
 
-    def record(self, status: np.ndarray) -> None:
-        """Copy the running problems' state into the solution."""
-        state, solution = self.state, self.solution
-        solution.params[:, self.arrays.to_device(state.problem)] = self.to_params(self.vectors.x)
-        solution.value[state.problem] = state.value
-        solution.gradient_norm[state.problem] = state.gradient_norm
-        solution.remaining_decrease[state.problem] = state.decrease
-        solution.status[state.problem] = status
-
     def progress(self) -> Progress:
         """Return the state of every problem, ended or not."""
-        if self.state.problem.size:  # else all is written down, and vectors are those of before
-            self.record(np.full(self.state.problem.shape, Status.RUNNING))
+        state, solution = self.state, self.solution
+        solution.value[state.problem], solution.gradient_norm[state.problem] = state.value, state.gradient_norm
         return Progress(
             n_evaluations=self.n_evaluations,
             n_passes=float(self.solution.n_passes.max()),

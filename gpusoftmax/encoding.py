@@ -1,0 +1,132 @@
+"""From what users give to what is trained: features checked, labels encoded, weights counted in a power of two."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_array, check_consistent_length
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, validate_data
+
+from gpusoftmax.backends.base import Backend
+from gpusoftmax.interop import CHECKED_NUMBERS, HOST, Home, receive, shadow, to_host, validate
+from gpusoftmax.sources import ArraySource, compute_dtype, weight_per_class
+from gpusoftmax.targets import check_class_names, check_soft_targets, encode_labels
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Data ready to train on.
+
+    source : ArraySource
+        Its weights are (n_samples, 1), or None for ones.
+    classes : array of shape (n_classes,)
+    weight_unit : float
+        Power of two that weights are counted in: only C times the total weight matters, so weights of any size keep
+        their precision in the compute dtype.
+    home, y_home : Home
+        Where X and y live.
+    """
+
+    source: ArraySource
+    classes: np.ndarray
+    weight_unit: float
+    home: Home
+    y_home: Home
+
+    def inner_strength(self, C):
+        """Return the C that `train` is given: two classes are two columns, each with half the penalty."""
+        return np.asarray(C) * (self.weight_unit / 2 if len(self.classes) == 2 else self.weight_unit)
+
+
+def encode(estimator: BaseEstimator, X, home: Home, y, sample_weight, classes, backend: Backend) -> Encoded:
+    """Check data and encode them.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Remembers number and names of the features, and is named in messages.
+    X, home : what `receive` returned
+    y, sample_weight, classes : as users give them
+    backend : Backend
+
+    Raises
+    ------
+    TypeError, ValueError
+        The data are unusable; the message says why.
+    """
+    if y is None:
+        raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
+    y, y_home = receive(y, "y")
+    if y_home.is_cuda and not (y_home.cuda_device == home.cuda_device and y.ndim == 2 and y.shape[1] > 1):
+        y, y_home = to_host(y), HOST
+    X, targets, targets_xp, classes = _check_data(estimator, X, home, y, y_home, to_host(classes), backend)
+    dtype = compute_dtype(X.dtype)
+    weights, unit = _row_weights(X, sample_weight, dtype)
+    if weights is not None and targets_xp is not np:
+        weights = backend.to_device(weights)
+    return Encoded(ArraySource(X, targets, weights, dtype, targets_xp=targets_xp), classes, unit, home, y_home)
+
+
+def with_class_weight(source: ArraySource, class_weight, classes: np.ndarray, backend: Backend) -> ArraySource:
+    """Return the source with a factor of each class's term of the loss: a dict's, or what balances each column."""
+    if class_weight is None:
+        return source
+    if class_weight == "balanced":
+        n_columns = 1 if source.weights is None else source.weights.shape[1]
+        total, per_class = weight_per_class(source, n_columns, len(classes), backend.to_host)
+        balance = np.broadcast_to(total[:, np.newaxis] / len(classes), per_class.shape)
+        factor = np.divide(balance, per_class, out=np.zeros(per_class.shape), where=per_class > 0)
+    else:
+        factor = compute_class_weight(class_weight, classes=classes, y=classes)[np.newaxis]
+        if not (np.isfinite(factor) & (factor >= 0)).all():
+            raise ValueError(f"class_weight must be finite and non-negative, got {class_weight}.")
+    return replace(source, class_weight=source.targets_xp.asarray(factor))
+
+
+def check_features(estimator: BaseEstimator, X, home: Home, *y, **options) -> Any:
+    """Return X, with y if given, as `validate_data` does; X keeps its dtype and memory."""
+
+    def check(X, **more):
+        with np.errstate(invalid="ignore", over="ignore"):  # its first look at finiteness is a sum
+            return validate_data(estimator, X, *y, dtype="numeric", **options, **more)
+
+    validated = validate(X, home, check, input_name="X", estimator=estimator)
+    dtype = (validated[0] if y else validated).dtype
+    if dtype.kind not in "biuf":
+        raise TypeError(f"X must hold real numbers, got dtype {dtype}.")
+    return validated
+
+
+def _check_data(estimator, X, home, y, y_home, classes, backend):
+    """Return X, the targets below the estimator, their namespace, and the classes."""
+    shape = y.shape if y_home.is_cuda else np.asarray(y).shape
+    is_soft = len(shape) == 2 and shape[1] > 1
+    if y_home.is_cuda:  # soft targets beside X: they stay there
+        X = check_features(estimator, X, home)
+        check_consistent_length(shadow(X), shadow(y))
+        y = validate(y, y_home, check_array, input_name="y", estimator=estimator)
+        targets = check_soft_targets(y, backend.to_host, CHECKED_NUMBERS)
+        return X, targets, backend.xp, check_class_names(classes, y.shape[1])
+    X, y = check_features(estimator, X, home, y, multi_output=is_soft)
+    if is_soft:
+        return X, check_soft_targets(y), np, check_class_names(classes, y.shape[1])
+    if classes is not None:
+        raise ValueError("classes names the columns of soft targets; with labels, leave it out.")
+    if y.dtype.kind != "O":  # scikit-learn knows no objects but strings; their order is all that is asked here
+        check_classification_targets(y)
+    classes, targets = encode_labels(y)
+    if len(classes) < 2:
+        raise ValueError(f"y must hold at least 2 classes, got one class: {classes[0]!r}.")
+    return X, targets, np, classes
+
+
+def _row_weights(X, sample_weight, dtype):
+    """Return weights (n_samples, 1), or None for ones, and the power of two they are counted in."""
+    if sample_weight is None:
+        return None, 1.0
+    weights = _check_sample_weight(to_host(sample_weight), shadow(X), dtype=np.float64, ensure_non_negative=True)
+    unit = np.ldexp(1.0, np.frexp(weights.max())[1] - 1)
+    return (weights / unit).astype(dtype)[:, np.newaxis], unit
