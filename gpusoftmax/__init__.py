@@ -6,6 +6,7 @@ from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import ConvergenceWarning, NonFiniteError, WorkspaceError
 from gpusoftmax.functional import loss_and_gradient
 from gpusoftmax.solvers.base import Status
+from gpusoftmax.sweep import SweepResult, sweep
 
 __version__ = version("gpusoftmax")
 
@@ -14,6 +15,8 @@ __all__ = [
     "NonFiniteError",
     "SoftmaxRegression",
     "Status",
+    "SweepResult",
     "WorkspaceError",
     "loss_and_gradient",
+    "sweep",
 ]

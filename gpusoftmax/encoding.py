@@ -22,6 +22,8 @@ class Encoded:
 
     source : ArraySource
         Its weights are (n_samples, 1), or None for ones.
+    dtype : dtype
+        In which it is computed.
     classes : array of shape (n_classes,)
     weight_unit : float
         Power of two that weights are counted in: only C times the total weight matters, so weights of any size keep
@@ -31,6 +33,7 @@ class Encoded:
     """
 
     source: ArraySource
+    dtype: np.dtype
     classes: np.ndarray
     weight_unit: float
     home: Home
@@ -39,6 +42,20 @@ class Encoded:
     def inner_strength(self, C):
         """Return the C that `train` is given: two classes are two columns, each with half the penalty."""
         return np.asarray(C) * (self.weight_unit / 2 if len(self.classes) == 2 else self.weight_unit)
+
+    def decode(self, params: np.ndarray, center: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return coefficients (n_problems, n_classes, n_features) and intercepts (n_problems, n_classes).
+
+        Of two classes there is one row, the difference. `params` (n_features + 1, n_problems, n_classes) belong to
+        features minus `center`.
+        """
+        rows = params.transpose(1, 2, 0).astype(np.float64)
+        if len(self.classes) == 2:
+            rows = rows[:, 1:] - rows[:, :1]
+        coef = np.ascontiguousarray(rows[:, :, :-1], self.dtype)
+        if center is None:
+            return coef, rows[:, :, -1].astype(self.dtype)
+        return coef, rows[:, :, -1] - coef.astype(np.float64) @ center  # rounded: offset times rounding is no rounding
 
 
 def encode(estimator: BaseEstimator, X, home: Home, y, sample_weight, classes, backend: Backend) -> Encoded:
@@ -67,7 +84,8 @@ def encode(estimator: BaseEstimator, X, home: Home, y, sample_weight, classes, b
     weights, unit = _row_weights(X, sample_weight, dtype)
     if weights is not None and targets_xp is not np:
         weights = backend.to_device(weights)
-    return Encoded(ArraySource(X, targets, weights, dtype, targets_xp=targets_xp), classes, unit, home, y_home)
+    source = ArraySource(X, targets, weights, dtype, targets_xp=targets_xp)
+    return Encoded(source, dtype, classes, unit, home, y_home)
 
 
 def with_class_weight(source: ArraySource, class_weight, classes: np.ndarray, backend: Backend) -> ArraySource:

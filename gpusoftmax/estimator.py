@@ -230,18 +230,18 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     def _fit(self, X, home, y, sample_weight, classes, backend):
         """Fit X, as `receive` returns it; the rest is as the user gave it."""
         encoded = encode(self, X, home, y, sample_weight, classes, backend)
-        classes, dtype = encoded.classes, encoded.source.dtype
+        classes = encoded.classes
         solution, center = train(
             self._training(encoded),
             with_class_weight(encoded.source, self.class_weight, classes, backend),
             LBFGS(tol=self.tol, max_iter=self.max_iter),
             backend,
-            start=self._start(classes, X.shape[1]),
+            start=self._start(classes, encoded.source.n_features),
             callback=PrintProgress() if self.verbose else None,
         )
         if solution.status[0] == Status.NON_FINITE:
             raise NonFiniteError(
-                f"The objective or its gradient left the range of {dtype.name}: features as large as these want "
+                f"The objective or its gradient left the range of {encoded.dtype.name}: features as large as these want "
                 "rescaling (sklearn.preprocessing.StandardScaler, for instance) or float64."
             )
         self._unpack(solution, 0, center, encoded)
@@ -279,18 +279,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 
     def _unpack(self, solution, problem, center, encoded):
         """Set the fitted attributes from one problem of a solution on the host."""
-        classes, dtype, home = encoded.classes, encoded.source.dtype, encoded.home
-        rows = solution.params[:, problem].T.astype(np.float64)
-        if len(classes) == 2:
-            rows = rows[1:] - rows[:1]
-        coef = np.ascontiguousarray(rows[:, :-1], dtype)
-        intercept = rows[:, -1].astype(dtype)
+        home = encoded.home
+        coef, intercept = encoded.decode(solution.params[:, problem : problem + 1], center)
         self._center = center
-        if center is not None:  # from the rounded coefficients: offset times rounding is no rounding
-            intercept = rows[:, -1] - coef.astype(np.float64) @ center
-        self.coef_ = home.send(coef)
-        self.intercept_ = home.send(intercept)
-        self.classes_ = encoded.y_home.send_labels(classes)
+        self.coef_ = home.send(coef[0])
+        self.intercept_ = home.send(intercept[0])
+        self.classes_ = encoded.y_home.send_labels(encoded.classes)
         self.n_iter_ = home.send(solution.n_iter[problem : problem + 1])
         self.n_passes_ = float(solution.n_passes[problem])
         self.status_ = Status(int(solution.status[problem]))

@@ -28,6 +28,7 @@ SHARED_BLOCK_ROWS = 256
 SHARED_TASK_BYTES = 64 << 20  # logits of one shared task
 PRODUCT_BYTES = 8 << 20  # of XᵀG that one thread makes at once: products of fewer columns are slower
 SMALL_PASS_FLOPS = 20_000_000  # a millisecond's work: handing it to a second thread costs as much as it saves
+BUSY_FLOPS = 50_000_000  # of one thread in a millisecond or two; a step's calls besides take about one
 METRIC_ROWS = 20_000  # fewer sampled rows made the metric much worse
 METRIC_ROWS_PER_FEATURE = 12
 METRIC_BLOCK_BYTES = 4 << 20  # of one lane: products of fewer rows are over before their sums are
@@ -60,6 +61,9 @@ class Facts(Protocol):
     def least_bytes(self, n_rows, n_features, n_problems, n_classes, dtype, **options) -> int:
         """Return the smallest workspace that a pass can do with."""
 
+    def busy_flops(self, dtype: np.dtype) -> float:
+        """Return the flops of a pass beside which the calls of a step take little time."""
+
 
 @dataclass(frozen=True)
 class DeviceFacts:
@@ -82,6 +86,9 @@ class DeviceFacts:
     def least_bytes(self, n_rows, n_features, n_problems, n_classes, dtype, **options) -> int:
         """Return the smallest workspace that a pass can do with: that of one row."""
         return plan_pass(1, n_features, n_problems, n_classes, dtype, self, **options).workspace_bytes
+
+    def busy_flops(self, dtype: np.dtype) -> float:
+        return BUSY_FLOPS * self.n_threads
 
 
 @dataclass(frozen=True)

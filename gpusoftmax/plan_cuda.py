@@ -29,6 +29,7 @@ PRODUCTS_LAUNCH_SECONDS, KERNEL_LAUNCH_SECONDS = 36e-6, 12e-6  # of a block, on 
 PASS_LAUNCH_SECONDS = 24e-6  # of what comes before the first block and after the last
 GEMM_EFFICIENCY, KERNEL_EFFICIENCY = 0.8, 0.3  # shares of the peak, of cuBLAS and of the one kernel
 NARROW_TILE = 32  # rows and columns that a product computes at least, wanted or not
+BUSY_SECONDS = 2e-3  # of a pass, beside some 40 launches of the solver
 ROUND_SECONDS = 1e-6  # of the one kernel's wait for the rows of a round, and its softmax: few warps share the latency
 
 FLOPS_PER_CYCLE = {75: 128, 80: 128, 86: 256, 89: 256, 90: 256, 100: 256, 120: 256}  # of a multiprocessor, float32
@@ -71,6 +72,10 @@ class CudaFacts:
         per_cycle = FLOPS_PER_CYCLE[max(known, default=min(FLOPS_PER_CYCLE))]
         rate = 1.0 if dtype == np.float32 else double_rate.get(self.compute_capability, FEW_DOUBLES)
         return per_cycle * rate * self.n_multiprocessors * (self.clock_hz or UNKNOWN_HZ)
+
+    def busy_flops(self, dtype: np.dtype) -> float:
+        """Return the flops of a pass that takes several times as long as launching it and its step."""
+        return BUSY_SECONDS * GEMM_EFFICIENCY * self.product_flops(dtype)
 
     def memory_seconds(self, n_bytes: float) -> float:
         """Return how long moving bytes to or from memory takes at least."""

@@ -38,10 +38,13 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "solvers.ladder",
     "callbacks",
     "training",
+    "plan_sweep",
+    "problems",
     "interop",
     "encoding",
     "estimator",
     "functional",
+    "sweep",
 ]
 INDEPENDENT = {  # rooms that import only errors and `arrays`: they receive what they need
     "solvers": "algorithms know nothing of data, devices or softmax",

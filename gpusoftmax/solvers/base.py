@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -110,6 +110,13 @@ class Solution:
     status: np.ndarray
     gradient: np.ndarray
     metric: Any = None
+
+    def select(self, places, kept: np.ndarray) -> Self:
+        """Return the solution of some problems, whose numbers `kept` are `places` where the params are."""
+        numbers = ("value", "gradient_norm", "remaining_decrease", "n_iter", "n_passes", "status")
+        chosen = {name: getattr(self, name)[kept] for name in numbers}
+        metric = None if self.metric is None else self.metric.select(kept)
+        return replace(self, params=self.params[:, places], gradient=self.gradient[:, places], metric=metric, **chosen)
 
 
 @dataclass(frozen=True)

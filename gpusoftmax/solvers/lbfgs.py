@@ -20,6 +20,7 @@ from gpusoftmax.solvers.pairs import Pairs, Products, dot
 
 STEP_GROWTH = 8.0  # of the first trial over the last step taken, up to one: where units are too long, they stay so
 MAX_TRIALS = 30  # of one line search
+N_OTHER_VECTORS = 20  # points, directions and the like of one problem, those of a step included
 MAX_STALLED = 12  # steps in a row that together lowered neither the objective nor its estimated remaining decrease
 DECREASE_PER_TOL = 3e-4  # relative remaining decrease that goes with tol: 3e-8 at scikit-learn's 1e-4
 
@@ -50,6 +51,11 @@ class LBFGS:
     first_refresh: int = 6
     refresh_growth: float = 5.0
     known_refresh: int = 12
+
+    @property
+    def n_vectors(self) -> int:
+        """Arrays of the size of one problem's params that a solve holds for it at most: of pairs twice as many."""
+        return 6 * (self.n_pairs + 1) + N_OTHER_VECTORS
 
     def minimize(
         self, objective: Objective, params, callback: Callback | None = None, known: Known = NOTHING_KNOWN

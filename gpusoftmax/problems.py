@@ -1,0 +1,118 @@
+"""What a sweep fits: strengths times folds, as arrays; folds are columns of row weights, never copies of X."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Which rows a model is fitted to, and on which it is judged.
+
+    weights : array of shape (n_rows, n_folds), or None where one fold has all rows
+        Multiplies sample weights; 0 for rows that are left out.
+    is_held_out : bool array of shape (n_rows, n_folds), or None
+    """
+
+    weights: np.ndarray | None
+    is_held_out: np.ndarray | None
+
+    @property
+    def n_folds(self) -> int:
+        return 1 if self.weights is None else self.weights.shape[1]
+
+    @classmethod
+    def of(cls, cv: Any, X: Any, y: np.ndarray, groups: Any = None) -> Self:
+        """Return the folds of whatever users say cross-validation is.
+
+        Parameters
+        ----------
+        cv : None, int, splitter, iterable of (train, test) indices, or array of shape (n_rows, n_folds)
+            None is one fold of all rows. An int is stratified folds. An array is the weights themselves: rows of
+            weight 0 (or False) are held out.
+        X : what splitters may look at
+        y : array of shape (n_rows,), to stratify by
+        groups : array of shape (n_rows,), or None
+
+        Raises
+        ------
+        ValueError
+            A fold has no rows to fit, or the array is no weights of these rows.
+        """
+        if cv is None:
+            return cls(None, None)
+        if getattr(cv, "ndim", 0) == 2:
+            return cls._of_weights(np.asarray(cv), len(y))
+        from sklearn.model_selection import check_cv  # 0.2 s that an import of this package need not take
+
+        splits = list(check_cv(cv, y, classifier=True).split(X, y, groups))
+        counts = [np.bincount(np.arange(len(y))[train], minlength=len(y)) for train, _ in splits]
+        largest = max((count.max(initial=0) for count in counts), default=0)
+        weights = np.empty((len(y), len(splits)), np.min_scalar_type(largest))
+        is_held_out = np.zeros(weights.shape, bool)
+        for fold, (count, (_, test)) in enumerate(zip(counts, splits, strict=True)):
+            weights[:, fold] = count
+            is_held_out[test, fold] = True
+        return cls(weights, is_held_out)._checked()
+
+    @classmethod
+    def _of_weights(cls, weights: np.ndarray, n_rows: int) -> Self:
+        is_numeric = weights.dtype.kind in "biuf"
+        if not is_numeric or len(weights) != n_rows or not (np.isfinite(weights) & (weights >= 0)).all():
+            raise ValueError(
+                f"cv as an array must hold finite, non-negative weights of shape (n_samples, n_folds) with {n_rows} "
+                f"samples, got shape {weights.shape} and dtype {weights.dtype}."
+            )
+        return cls(weights, weights == 0)._checked()
+
+    def _checked(self) -> Self:
+        if self.weights is not None:
+            empty = np.flatnonzero(~self.weights.any(axis=0))
+            if self.n_folds == 0 or empty.size:
+                what = f"fold {empty[0]} of cv has no rows" if empty.size else "cv has no folds"
+                raise ValueError(f"{what} to fit a model to.".capitalize())
+        return self
+
+    def row_weights(self, sample_weight: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
+        """Return weights (n_rows, n_folds), (n_rows, 1) for one fold of all rows, or None for ones."""
+        if self.weights is None:
+            return sample_weight
+        return self.weights if sample_weight is None else (self.weights * sample_weight).astype(dtype)
+
+    def scoring_weights(self, rows: slice, folds: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray:
+        """Return how some rows weigh in each problem's scores: of its training, then of what it holds out."""
+        given = 1.0 if sample_weight is None else sample_weight[rows].astype(np.float64)
+        if self.weights is None or self.is_held_out is None:
+            return given * np.ones((len(range(*rows.indices(rows.stop))), 1))
+        both = [each[rows][:, folds] for each in (self.weights, self.is_held_out)]
+        return np.hstack(both) * given
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Every model of a sweep, as arrays of shape (n_problems,).
+
+    C : inverse strength, as scikit-learn means it
+    fold : which of the folds
+    class_weight : which of the class weights swept over
+    label_smoothing : its value
+
+    Problem p has setting ``p // n_folds``: all but the fold.
+    """
+
+    C: np.ndarray
+    fold: np.ndarray
+    class_weight: np.ndarray
+    label_smoothing: np.ndarray
+
+    @classmethod
+    def grid(cls, Cs: np.ndarray, n_folds: int, n_class_weights: int, label_smoothings: np.ndarray) -> Self:
+        """Return every combination; folds vary fastest, then strengths, then class weights."""
+        smoothing, class_weight, C, fold = np.meshgrid(
+            label_smoothings, np.arange(n_class_weights), Cs, np.arange(n_folds), indexing="ij"
+        )
+        return cls(C.ravel(), fold.ravel(), class_weight.ravel(), smoothing.ravel())
+
+    def __len__(self) -> int:
+        return len(self.C)

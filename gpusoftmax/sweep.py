@@ -1,0 +1,504 @@
+"""Every C x fold in one batched fit: which problems run when, and what became of each."""
+
+import contextlib
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from sklearn.base import clone
+
+from gpusoftmax.backends.base import Backend
+from gpusoftmax.backends.choice import get_backend
+from gpusoftmax.callbacks import SweepProgress
+from gpusoftmax.encoding import Encoded, encode, with_class_weight
+from gpusoftmax.estimator import SoftmaxRegression
+from gpusoftmax.exceptions import ConvergenceWarning
+from gpusoftmax.interop import receive, shadow, to_host
+from gpusoftmax.plan_sweep import plan_sweep
+from gpusoftmax.problems import Folds, Problems
+from gpusoftmax.solvers.base import Progress, Solution, Status
+from gpusoftmax.solvers.lbfgs import LBFGS
+from gpusoftmax.sources import ArraySource
+from gpusoftmax.training import Bound, Training, bind
+
+C_RANGE = -4, 4  # powers of ten that a number of strengths spans, as in scikit-learn
+LOWER_IS_BETTER = {"held_out_loss": True, "held_out_accuracy": False}
+
+
+class Setting(NamedTuple):
+    """What a sweep varies, but for the fold."""
+
+    C: float
+    class_weight: Any
+    label_smoothing: float
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What became of every problem of a sweep; arrays have one entry per problem.
+
+    Parameters
+    ----------
+    problems : Problems
+    class_weights : list
+        Those that ``problems.class_weight`` counts.
+    n_folds : int
+    status : array of `Status`
+        How each fit ended; STOPPED for those that an interrupt kept from it.
+    n_iter : int array
+        Steps taken.
+    n_passes : float array
+        Passes over the rows while the problem was running.
+    objective, gradient_norm : float arrays
+    train_loss, train_accuracy, held_out_loss, held_out_accuracy : float arrays
+        Mean cross-entropy and accuracy on the rows fitted and on those held out, each row with its sample weight:
+        without class weights, label smoothing or penalty. NaN where there are no such rows.
+    coef : array of shape (n_problems, n_classes, n_features), one row of two classes
+    intercept : array of shape (n_problems, n_classes)
+    """
+
+    problems: Problems
+    class_weights: list
+    n_folds: int
+    status: np.ndarray
+    n_iter: np.ndarray
+    n_passes: np.ndarray
+    objective: np.ndarray
+    gradient_norm: np.ndarray
+    train_loss: np.ndarray
+    train_accuracy: np.ndarray
+    held_out_loss: np.ndarray
+    held_out_accuracy: np.ndarray
+    coef: np.ndarray
+    intercept: np.ndarray
+    _solution: Solution
+    _center: np.ndarray | None
+    _encoded: Encoded
+    _template: SoftmaxRegression
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Every combination of strength, class weight and label smoothing."""
+        return [self.setting_of(p) for p in range(0, len(self), self.n_folds)]
+
+    def setting_of(self, problem: int) -> Setting:
+        """Return what a problem was fitted with."""
+        problems = self.problems
+        return Setting(
+            float(problems.C[problem]),
+            self.class_weights[problems.class_weight[problem]],
+            float(problems.label_smoothing[problem]),
+        )
+
+    def by_fold(self, name: str) -> np.ndarray:
+        """Return one of the arrays as (n_settings, n_folds)."""
+        return getattr(self, name).reshape(-1, self.n_folds)
+
+    def best_setting(
+        self,
+        by: Literal["held_out_loss", "held_out_accuracy"] = "held_out_loss",
+        *,
+        one_standard_error: bool = False,
+    ) -> int:
+        """Return the place in `settings` of the one whose mean over the folds is best, the first of equals.
+
+        Parameters
+        ----------
+        by : {"held_out_loss", "held_out_accuracy"}
+        one_standard_error : bool
+            Take the strongest penalty whose mean is within one standard error of the best's, of the same class weight
+            and smoothing (Breiman, Friedman, Olshen & Stone 1984).
+
+        Raises
+        ------
+        ValueError
+            Nothing was held out, or no setting was finished on all folds.
+        """
+        if by not in LOWER_IS_BETTER:
+            raise ValueError(f"by must be one of {sorted(LOWER_IS_BETTER)}, got {by!r}.")
+        values = self.by_fold(by) if LOWER_IS_BETTER[by] else -self.by_fold(by)
+        means = values.mean(axis=1)
+        if np.isnan(means).all():
+            raise ValueError("No setting has rows held out in every fold: give cv, and let the sweep finish.")
+        best = int(np.nanargmin(means))
+        if not one_standard_error:
+            return best
+        return strongest_within_error(values, best, self.problems.C[:: self.n_folds], self._alike(best))
+
+    def best(self, by: Literal["held_out_loss", "held_out_accuracy"] = "held_out_loss", **options) -> Setting:
+        """Return the best setting itself; see `best_setting`."""
+        return self.settings[self.best_setting(by, **options)]
+
+    def _alike(self, setting: int) -> np.ndarray:
+        """Say which settings differ from one in their strength only."""
+        problems, step = self.problems, self.n_folds
+        class_weight, smoothing = problems.class_weight[::step], problems.label_smoothing[::step]
+        return (class_weight == class_weight[setting]) & (smoothing == smoothing[setting])
+
+    def to_estimator(self, problem: int) -> SoftmaxRegression:
+        """Return a fitted `SoftmaxRegression` of one problem."""
+        setting = self.setting_of(problem)
+        estimator = clone(self._template).set_params(**setting._asdict())
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self._template, name):
+                setattr(estimator, name, getattr(self._template, name))
+        estimator._unpack(self._solution, problem, self._center, self._encoded)
+        return estimator
+
+    def to_frame(self):
+        """Return a pandas DataFrame, one row a problem."""
+        import pandas as pd
+
+        problems = self.problems
+        return pd.DataFrame(
+            {
+                "C": problems.C,
+                "fold": problems.fold,
+                "class_weight": [str(self.class_weights[i]) for i in problems.class_weight],
+                "label_smoothing": problems.label_smoothing,
+                "status": [status.name for status in self.status],
+                "n_iter": self.n_iter,
+                "n_passes": self.n_passes,
+                "objective": self.objective,
+                "gradient_norm": self.gradient_norm,
+                "train_loss": self.train_loss,
+                "train_accuracy": self.train_accuracy,
+                "held_out_loss": self.held_out_loss,
+                "held_out_accuracy": self.held_out_accuracy,
+            }
+        )
+
+
+def strongest_within_error(losses: np.ndarray, best: int, Cs: np.ndarray, is_allowed: np.ndarray) -> int:
+    """Return the setting of smallest C whose mean loss is within one standard error of the best's.
+
+    losses : (n_settings, n_folds); Cs, is_allowed : (n_settings,)
+    """
+    n_folds = losses.shape[1]
+    error = losses[best].std(ddof=1) / np.sqrt(n_folds) if n_folds > 1 else 0.0
+    means = losses.mean(axis=1)
+    near = np.flatnonzero(is_allowed & (means <= means[best] + error))
+    return int(near[np.argmin(Cs[near])])
+
+
+def sweep(
+    X,
+    y,
+    *,
+    Cs=20,
+    cv=None,
+    groups=None,
+    sample_weight=None,
+    classes=None,
+    class_weight=None,
+    label_smoothing=0.0,
+    fit_intercept=True,
+    tol=1e-4,
+    max_iter=1000,
+    random_state=None,
+    device="auto",
+    precision="auto",
+    memory_budget=None,
+    verbose=0,
+    on_interrupt="raise",
+) -> SweepResult:
+    """Fit every C on every fold: all share X and each read of it, none costs another its accuracy.
+
+    Each problem's solution is that of `SoftmaxRegression` fitted alone to the fold's rows.
+
+    Parameters
+    ----------
+    X, y, sample_weight, classes : see `SoftmaxRegression.fit`
+    Cs : int or array-like of shape (n_strengths,), default=20
+        Inverse strengths; a number of them is spread evenly over the logarithm from 1e-4 to 1e4.
+    cv : None, int, splitter, iterable of (train, test), or array of shape (n_samples, n_folds), default=None
+        None fits all rows and holds none out. An int is that many stratified folds, by the likeliest class of soft
+        targets. An array holds each fold's row weights, which multiply sample weights: rows of weight 0 are held out.
+    groups : array-like of shape (n_samples,), default=None
+        For splitters that keep groups together.
+    class_weight : dict, "balanced", None, or a list of those, default=None
+        A list is swept over. "balanced" balances each fold's rows.
+    label_smoothing : float or sequence of floats in [0, 1), default=0.0
+        A sequence is swept over.
+    fit_intercept, tol, max_iter, random_state, device, precision : see `SoftmaxRegression`
+    memory_budget : int or None, default=None
+        Most bytes of workspace and of the solver's vectors, about 120 arrays of the size of the coefficients for each
+        problem that runs, beside X, y, the weights and the result. Problems that do not fit together run in waves.
+        None for what runs best.
+    verbose : int, default=0
+        Above 0, a progress bar on standard error.
+    on_interrupt : {"raise", "return"}, default="raise"
+        What Ctrl-C does: end in KeyboardInterrupt, or return what is finished at the end of the pass going on.
+
+    Returns
+    -------
+    result : SweepResult
+
+    Raises
+    ------
+    ValueError
+        Data or parameters are unusable; a fold has no rows to fit.
+    WorkspaceError
+        `memory_budget` is too small for one problem.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from gpusoftmax import sweep
+    >>> X, y = load_iris(return_X_y=True)
+    >>> result = sweep(X, y, Cs=[0.01, 1, 100], cv=5)
+    >>> len(result)
+    15
+    >>> result.best().C
+    100.0
+    """
+    if on_interrupt not in ("raise", "return"):
+        raise ValueError(f"on_interrupt must be 'raise' or 'return', got {on_interrupt!r}.")
+    strengths = check_strengths(Cs)
+    class_weights = class_weight if isinstance(class_weight, list) else [class_weight]
+    smoothings = np.atleast_1d(np.asarray(label_smoothing, np.float64))
+    template = SoftmaxRegression(
+        fit_intercept=fit_intercept,
+        tol=tol,
+        max_iter=max_iter,
+        random_state=random_state,
+        device=device,
+        precision=precision,
+        memory_budget=memory_budget,
+    )
+    for one in class_weights:
+        for smoothing in smoothings.tolist():
+            template.set_params(class_weight=one, label_smoothing=smoothing)._validate_params()
+    if not (class_weights and len(smoothings)):
+        raise ValueError("class_weight and label_smoothing must not be empty lists.")
+    X, home = receive(X)
+    backend = get_backend(device, home.cuda_device)
+    with backend.active(), _interrupts(on_interrupt == "return") as is_interrupted:
+        encoded = encode(template, X, home, y, sample_weight, classes, backend)
+        folds = Folds.of(to_host(cv), shadow(encoded.source.X), _labels(encoded.source), to_host(groups))
+        problems = Problems.grid(strengths, folds.n_folds, len(class_weights), smoothings)
+        with SweepProgress(len(problems), is_shown=bool(verbose)) as progress:
+            run = _Run(template, encoded, folds, problems, class_weights, backend, progress, is_interrupted)
+            result = run.solve()
+    _warn_unless_converged(result, tol)
+    return result
+
+
+def check_strengths(Cs) -> np.ndarray:
+    """Return inverse strengths as an array, float64.
+
+    Raises
+    ------
+    ValueError
+        They are not positive numbers, or there are none.
+    """
+    if np.ndim(Cs) == 0 and isinstance(Cs, int | np.integer) and not isinstance(Cs, bool):
+        if Cs < 1:
+            raise ValueError(f"Cs must be at least 1 strength, got {Cs}.")
+        return np.logspace(*C_RANGE, Cs)
+    strengths = np.asarray(to_host(Cs), np.float64)
+    if strengths.ndim != 1 or not len(strengths) or not (strengths > 0).all():
+        raise ValueError(f"Cs must be a number of strengths or an array of positive ones, got {Cs!r}.")
+    return strengths
+
+
+def _labels(source: ArraySource) -> np.ndarray:
+    """Return each row's class on the host, the likeliest where targets are soft."""
+    return to_host(source.targets.argmax(axis=1) if source.targets.ndim == 2 else source.targets)
+
+
+@contextlib.contextmanager
+def _interrupts(is_caught: bool) -> Iterator[threading.Event]:
+    """Set an event at the first Ctrl-C, if it is to be caught; the second raises as ever."""
+    event = threading.Event()
+    if not is_caught or threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(*_: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _warn_unless_converged(result: SweepResult, tol: float) -> None:
+    is_short = ~(result.gradient_norm <= tol) | (result.status == Status.ITERATION_LIMIT)
+    is_short &= result.status != Status.STOPPED
+    if is_short.any():
+        first = result.setting_of(int(np.flatnonzero(is_short)[0]))
+        warnings.warn(
+            f"{is_short.sum()} of {len(result)} problems did not converge (tol={tol:.2e}), the first with {first}. "
+            "Their `status` says why: increase max_iter, scale the features, or give X as float64.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+class _Run:
+    """One call of `sweep`: what every group of problems shares, and the results of all."""
+
+    def __init__(
+        self,
+        template: SoftmaxRegression,
+        encoded: Encoded,
+        folds: Folds,
+        problems: Problems,
+        class_weights: list,
+        backend: Backend,
+        progress: SweepProgress,
+        is_interrupted: threading.Event,
+    ):
+        self.template = template
+        self.encoded = encoded
+        self.folds = folds
+        self.problems = problems
+        self.class_weights = class_weights
+        self.backend = backend
+        self.progress = progress
+        self.is_interrupted = is_interrupted
+        self.solver = LBFGS(tol=template.tol, max_iter=template.max_iter)
+        source = encoded.source
+        self.sample_weight = None if source.weights is None else backend.to_host(source.weights)
+        self.center: np.ndarray | None = None
+        n, nan = len(problems), np.full(len(problems), np.nan)
+        self.solution = Solution(
+            params=np.full((source.n_features + 1, n, len(encoded.classes)), np.nan, encoded.dtype),
+            value=nan.copy(),
+            gradient_norm=nan.copy(),
+            remaining_decrease=nan.copy(),
+            n_iter=np.zeros(n, np.int32),
+            n_passes=np.zeros(n),
+            status=np.full(n, Status.STOPPED),
+            gradient=None,
+        )
+        self.loss, self.accuracy = np.full((2, 2, n), np.nan)
+
+    def solve(self) -> SweepResult:
+        """Solve group by group: problems of one class weight and one smoothing, whose pass is one."""
+        problems = self.problems
+        settings = np.stack([problems.label_smoothing, problems.class_weight], axis=1)
+        for smoothing, i in np.unique(settings, axis=0):
+            places = np.flatnonzero((settings == [smoothing, i]).all(axis=1))
+            self.template.set_params(label_smoothing=float(smoothing), class_weight=self.class_weights[int(i)])
+            source = self.encoded.source
+            weights = self.folds.row_weights(self.sample_weight, source.dtype)
+            if weights is not None and source.targets_xp is not np:
+                weights = self.backend.to_device(weights)
+            source = replace(source, weights=weights)
+            source = with_class_weight(source, self.template.class_weight, self.encoded.classes, self.backend)
+            for part, folds in self.parts(source):
+                chosen = np.isin(problems.fold[places], folds)
+                self.solve_part(part, folds, places[chosen])
+        return self.result()
+
+    def parts(self, source: ArraySource) -> Iterator[tuple[ArraySource, np.ndarray]]:
+        """Yield sources and their folds: one, unless class weights make other soft targets of every fold."""
+        folds = np.arange(self.folds.n_folds)
+        balance = source.class_weight
+        if source.targets.ndim == 1 or balance is None or len(balance) == 1:
+            yield source, folds
+            return
+        for fold in folds:
+            column = slice(fold, fold + 1)
+            yield replace(source, weights=source.weights[:, column], class_weight=balance[column]), folds[column]
+
+    def solve_part(self, source: ArraySource, folds: np.ndarray, places: np.ndarray) -> None:
+        """Solve problems that differ in strength and fold only, wave by wave."""
+        backend, training = self.backend, self.template._training(self.encoded)
+        plan = plan_sweep(
+            *(source.n_rows, source.n_features, len(folds)),
+            self.problems.C[places[:: len(folds)]],
+            *(len(self.encoded.classes), source.dtype, backend.facts()),
+            vectors=self.solver.n_vectors,
+            is_soft=source.targets.ndim == 2,
+            is_direct=source.is_direct,
+            budget_bytes=self.template.memory_budget,
+        )
+        with backend.session():
+            for wave in plan.waves():
+                if self.is_interrupted.is_set():
+                    return
+                of_all = np.where(wave >= 0, places[wave], -1)
+                columns = np.searchsorted(folds, self.problems.fold[of_all[:, 0]])
+                training = replace(training, C=self.strengths(of_all[:, 0]), budget_bytes=plan.pass_budget)
+                bound = bind(training, replace(source, columns=columns), backend, is_path=plan.paths.shape[1] > 1)
+                self.solve_wave(bound, of_all)
+
+    def strengths(self, places: np.ndarray) -> np.ndarray:
+        return self.encoded.inner_strength(self.problems.C[places])
+
+    def solve_wave(self, bound: Bound, wave: np.ndarray) -> None:
+        """Solve each path's problems, (n_paths, n_stages), one from where the one before ended."""
+        self.center = bound.center
+        solution: Solution | None = None
+        for stage in range(wave.shape[1]):
+            kept = np.flatnonzero(wave[:, stage] >= 0)
+            if len(kept) < len(wave):
+                wave, bound = wave[kept], bound.select(kept)
+                solution = None if solution is None else solution.select(self.backend.to_device(kept), kept)
+            places = wave[:, stage]
+            C = self.strengths(places)
+            if solution is None:
+                solution = bound.solve(self.solver, C, bound.first_params, self.hear)
+            else:
+                before_C = self.strengths(wave[:, stage - 1])
+                solution = bound.solve_next(self.solver, C, solution, before_C, self.hear)
+            self.record(bound, places, solution)
+            self.progress.finish(len(places))
+            if self.is_interrupted.is_set():
+                return
+
+    def hear(self, progress: Progress) -> bool:
+        self.progress.hear(progress)
+        return self.is_interrupted.is_set()
+
+    def record(self, bound: Bound, places: np.ndarray, solution: Solution) -> None:
+        """Write down a stage's solutions and how well they do."""
+        of_all = self.solution
+        of_all.params[:, places] = self.backend.to_host(solution.params)
+        for name in ("value", "gradient_norm", "remaining_decrease", "n_iter", "n_passes", "status"):
+            getattr(of_all, name)[places] = getattr(solution, name)
+        n_sets = 1 if self.folds.weights is None else 2
+        folds = self.problems.fold[places]
+        sums = bound.passes[-1].scores(
+            solution.params, lambda rows: self.folds.scoring_weights(rows, folds, self.sample_weight), n_sets
+        )
+        loss, correct, weight = (self.backend.to_host(each) for each in (sums.loss, sums.correct, sums.weight))
+        with np.errstate(invalid="ignore"):
+            self.loss[:n_sets, places], self.accuracy[:n_sets, places] = loss / weight, correct / weight
+
+    def result(self) -> SweepResult:
+        solution, encoded = self.solution, replace(self.encoded, source=None)  # a result does not keep X
+        coef, intercept = encoded.decode(solution.params, self.center)
+        return SweepResult(
+            problems=self.problems,
+            class_weights=self.class_weights,
+            n_folds=self.folds.n_folds,
+            status=np.array([Status(status) for status in solution.status], object),
+            n_iter=solution.n_iter,
+            n_passes=solution.n_passes,
+            objective=solution.value,
+            gradient_norm=solution.gradient_norm,
+            train_loss=self.loss[0],
+            train_accuracy=self.accuracy[0],
+            held_out_loss=self.loss[1],
+            held_out_accuracy=self.accuracy[1],
+            coef=coef,
+            intercept=intercept,
+            _solution=solution,
+            _center=self.center,
+            _encoded=encoded,
+            _template=self.template,
+        )
