@@ -6,7 +6,7 @@ from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import ConvergenceWarning, NonFiniteError, WorkspaceError
 from gpusoftmax.functional import loss_and_gradient
 from gpusoftmax.solvers.base import Status
-from gpusoftmax.sweep import SweepResult, sweep
+from gpusoftmax.sweeps import SweepResult, sweep
 
 __version__ = version("gpusoftmax")
 

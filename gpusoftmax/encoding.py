@@ -17,11 +17,9 @@ from gpusoftmax.targets import check_class_names, check_soft_targets, encode_lab
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Data ready to train on.
+class Code:
+    """How data were encoded, and so how solutions are decoded.
 
-    source : ArraySource
-        Its weights are (n_samples, 1), or None for ones.
     dtype : dtype
         In which it is computed.
     classes : array of shape (n_classes,)
@@ -32,7 +30,6 @@ class Encoded:
         Where X and y live.
     """
 
-    source: ArraySource
     dtype: np.dtype
     classes: np.ndarray
     weight_unit: float
@@ -58,8 +55,10 @@ class Encoded:
         return coef, rows[:, :, -1] - coef.astype(np.float64) @ center  # rounded: offset times rounding is no rounding
 
 
-def encode(estimator: BaseEstimator, X, home: Home, y, sample_weight, classes, backend: Backend) -> Encoded:
-    """Check data and encode them.
+def encode(
+    estimator: BaseEstimator, X, home: Home, y, sample_weight, classes, backend: Backend
+) -> tuple[ArraySource, Code]:
+    """Check data and return them as a source, with their code; its weights are (n_samples, 1), or None for ones.
 
     Parameters
     ----------
@@ -85,7 +84,7 @@ def encode(estimator: BaseEstimator, X, home: Home, y, sample_weight, classes, b
     if weights is not None and targets_xp is not np:
         weights = backend.to_device(weights)
     source = ArraySource(X, targets, weights, dtype, targets_xp=targets_xp)
-    return Encoded(source, dtype, classes, unit, home, y_home)
+    return source, Code(dtype, classes, unit, home, y_home)
 
 
 def with_class_weight(source: ArraySource, class_weight, classes: np.ndarray, backend: Backend) -> ArraySource:

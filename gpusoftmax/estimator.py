@@ -229,28 +229,27 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 
     def _fit(self, X, home, y, sample_weight, classes, backend):
         """Fit X, as `receive` returns it; the rest is as the user gave it."""
-        encoded = encode(self, X, home, y, sample_weight, classes, backend)
-        classes = encoded.classes
+        source, code = encode(self, X, home, y, sample_weight, classes, backend)
         solution, center = train(
-            self._training(encoded),
-            with_class_weight(encoded.source, self.class_weight, classes, backend),
+            self._training(code),
+            with_class_weight(source, self.class_weight, code.classes, backend),
             LBFGS(tol=self.tol, max_iter=self.max_iter),
             backend,
-            start=self._start(classes, encoded.source.n_features),
+            start=self._start(code.classes, source.n_features),
             callback=PrintProgress() if self.verbose else None,
         )
         if solution.status[0] == Status.NON_FINITE:
             raise NonFiniteError(
-                f"The objective or its gradient left the range of {encoded.dtype.name}: features as large as these want "
-                "rescaling (sklearn.preprocessing.StandardScaler, for instance) or float64."
+                f"The objective or its gradient left the range of {code.dtype.name}: features as large as these "
+                "want rescaling (sklearn.preprocessing.StandardScaler, for instance) or float64."
             )
-        self._unpack(solution, 0, center, encoded)
+        self._unpack(solution, 0, center, code)
 
-    def _training(self, encoded):
+    def _training(self, code):
         """Return what to fit, as the parameters say it."""
         return Training(
-            C=encoded.inner_strength([self.C]),
-            n_classes=len(encoded.classes),
+            C=code.inner_strength([self.C]),
+            n_classes=len(code.classes),
             has_intercept=self.fit_intercept,
             label_smoothing=self.label_smoothing,
             seed=0 if self.random_state is None else check_random_state(self.random_state).randint(2**31),
@@ -277,14 +276,14 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             rows = np.concatenate([-rows / 2, rows / 2])
         return rows.T[:, np.newaxis]
 
-    def _unpack(self, solution, problem, center, encoded):
+    def _unpack(self, solution, problem, center, code):
         """Set the fitted attributes from one problem of a solution on the host."""
-        home = encoded.home
-        coef, intercept = encoded.decode(solution.params[:, problem : problem + 1], center)
+        home = code.home
+        coef, intercept = code.decode(solution.params[:, problem : problem + 1], center)
         self._center = center
         self.coef_ = home.send(coef[0])
         self.intercept_ = home.send(intercept[0])
-        self.classes_ = encoded.y_home.send_labels(encoded.classes)
+        self.classes_ = code.y_home.send_labels(code.classes)
         self.n_iter_ = home.send(solution.n_iter[problem : problem + 1])
         self.n_passes_ = float(solution.n_passes[problem])
         self.status_ = Status(int(solution.status[problem]))

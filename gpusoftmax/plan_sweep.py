@@ -72,10 +72,10 @@ def plan_sweep(
     n_cuts = int(min(max(1, n_wanted), max(1, len(Cs) // SHORTEST_PATH)))
     order = np.argsort(Cs, kind="stable")
     n_stages = -(-len(Cs) // n_cuts)
-    paths = np.full((n_cuts, n_folds, n_stages), -1)
+    by_cut = np.full((n_cuts, n_folds, n_stages), -1)
     for cut, part in enumerate(np.array_split(order, n_cuts)):
-        paths[cut, :, : len(part)] = part * n_folds + np.arange(n_folds)[:, np.newaxis]
-    paths = paths.reshape(-1, n_stages)
+        by_cut[cut, :, : len(part)] = part * n_folds + np.arange(n_folds)[:, np.newaxis]
+    paths = by_cut.reshape(-1, n_stages)
 
     path_bytes = vectors * (n_features + 1) * n_classes * dtype.itemsize
     if budget_bytes is None:

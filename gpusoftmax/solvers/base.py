@@ -108,7 +108,7 @@ class Solution:
     n_iter: np.ndarray
     n_passes: np.ndarray
     status: np.ndarray
-    gradient: np.ndarray
+    gradient: Any
     metric: Any = None
 
     def select(self, places, kept: np.ndarray) -> Self:

@@ -50,7 +50,7 @@ class LBFGS:
     n_pairs: int = 16
     first_refresh: int = 6
     refresh_growth: float = 5.0
-    known_refresh: int = 12
+    known_refresh: int = 24
 
     @property
     def n_vectors(self) -> int:

@@ -14,7 +14,7 @@ from sklearn.base import clone
 from gpusoftmax.backends.base import Backend
 from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.callbacks import SweepProgress
-from gpusoftmax.encoding import Encoded, encode, with_class_weight
+from gpusoftmax.encoding import Code, encode, with_class_weight
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import ConvergenceWarning
 from gpusoftmax.interop import receive, shadow, to_host
@@ -23,7 +23,7 @@ from gpusoftmax.problems import Folds, Problems
 from gpusoftmax.solvers.base import Progress, Solution, Status
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource
-from gpusoftmax.training import Bound, Training, bind
+from gpusoftmax.training import Bound, bind
 
 C_RANGE = -4, 4  # powers of ten that a number of strengths spans, as in scikit-learn
 LOWER_IS_BETTER = {"held_out_loss": True, "held_out_accuracy": False}
@@ -77,7 +77,7 @@ class SweepResult:
     intercept: np.ndarray
     _solution: Solution
     _center: np.ndarray | None
-    _encoded: Encoded
+    _code: Code
     _template: SoftmaxRegression
 
     def __len__(self) -> int:
@@ -149,7 +149,7 @@ class SweepResult:
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(self._template, name):
                 setattr(estimator, name, getattr(self._template, name))
-        estimator._unpack(self._solution, problem, self._center, self._encoded)
+        estimator._unpack(self._solution, problem, self._center, self._code)
         return estimator
 
     def to_frame(self):
@@ -281,11 +281,11 @@ def sweep(
     X, home = receive(X)
     backend = get_backend(device, home.cuda_device)
     with backend.active(), _interrupts(on_interrupt == "return") as is_interrupted:
-        encoded = encode(template, X, home, y, sample_weight, classes, backend)
-        folds = Folds.of(to_host(cv), shadow(encoded.source.X), _labels(encoded.source), to_host(groups))
+        source, code = encode(template, X, home, y, sample_weight, classes, backend)
+        folds = Folds.of(to_host(cv), shadow(source.X), _labels(source), to_host(groups))
         problems = Problems.grid(strengths, folds.n_folds, len(class_weights), smoothings)
         with SweepProgress(len(problems), is_shown=bool(verbose)) as progress:
-            run = _Run(template, encoded, folds, problems, class_weights, backend, progress, is_interrupted)
+            run = _Run(template, source, code, folds, problems, class_weights, backend, progress, is_interrupted)
             result = run.solve()
     _warn_unless_converged(result, tol)
     return result
@@ -352,7 +352,8 @@ class _Run:
     def __init__(
         self,
         template: SoftmaxRegression,
-        encoded: Encoded,
+        source: ArraySource,
+        code: Code,
         folds: Folds,
         problems: Problems,
         class_weights: list,
@@ -361,7 +362,8 @@ class _Run:
         is_interrupted: threading.Event,
     ):
         self.template = template
-        self.encoded = encoded
+        self.source = source
+        self.code = code
         self.folds = folds
         self.problems = problems
         self.class_weights = class_weights
@@ -369,12 +371,11 @@ class _Run:
         self.progress = progress
         self.is_interrupted = is_interrupted
         self.solver = LBFGS(tol=template.tol, max_iter=template.max_iter)
-        source = encoded.source
         self.sample_weight = None if source.weights is None else backend.to_host(source.weights)
         self.center: np.ndarray | None = None
         n, nan = len(problems), np.full(len(problems), np.nan)
         self.solution = Solution(
-            params=np.full((source.n_features + 1, n, len(encoded.classes)), np.nan, encoded.dtype),
+            params=np.full((source.n_features + 1, n, len(code.classes)), np.nan, code.dtype),
             value=nan.copy(),
             gradient_norm=nan.copy(),
             remaining_decrease=nan.copy(),
@@ -392,12 +393,12 @@ class _Run:
         for smoothing, i in np.unique(settings, axis=0):
             places = np.flatnonzero((settings == [smoothing, i]).all(axis=1))
             self.template.set_params(label_smoothing=float(smoothing), class_weight=self.class_weights[int(i)])
-            source = self.encoded.source
+            source = self.source
             weights = self.folds.row_weights(self.sample_weight, source.dtype)
             if weights is not None and source.targets_xp is not np:
                 weights = self.backend.to_device(weights)
             source = replace(source, weights=weights)
-            source = with_class_weight(source, self.template.class_weight, self.encoded.classes, self.backend)
+            source = with_class_weight(source, self.template.class_weight, self.code.classes, self.backend)
             for part, folds in self.parts(source):
                 chosen = np.isin(problems.fold[places], folds)
                 self.solve_part(part, folds, places[chosen])
@@ -406,21 +407,21 @@ class _Run:
     def parts(self, source: ArraySource) -> Iterator[tuple[ArraySource, np.ndarray]]:
         """Yield sources and their folds: one, unless class weights make other soft targets of every fold."""
         folds = np.arange(self.folds.n_folds)
-        balance = source.class_weight
-        if source.targets.ndim == 1 or balance is None or len(balance) == 1:
+        weights, balance = source.weights, source.class_weight
+        if source.targets.ndim == 1 or weights is None or balance is None or len(balance) == 1:
             yield source, folds
             return
         for fold in folds:
             column = slice(fold, fold + 1)
-            yield replace(source, weights=source.weights[:, column], class_weight=balance[column]), folds[column]
+            yield replace(source, weights=weights[:, column], class_weight=balance[column]), folds[column]
 
     def solve_part(self, source: ArraySource, folds: np.ndarray, places: np.ndarray) -> None:
         """Solve problems that differ in strength and fold only, wave by wave."""
-        backend, training = self.backend, self.template._training(self.encoded)
+        backend, training = self.backend, self.template._training(self.code)
         plan = plan_sweep(
             *(source.n_rows, source.n_features, len(folds)),
             self.problems.C[places[:: len(folds)]],
-            *(len(self.encoded.classes), source.dtype, backend.facts()),
+            *(len(self.code.classes), source.dtype, backend.facts()),
             vectors=self.solver.n_vectors,
             is_soft=source.targets.ndim == 2,
             is_direct=source.is_direct,
@@ -437,7 +438,7 @@ class _Run:
                 self.solve_wave(bound, of_all)
 
     def strengths(self, places: np.ndarray) -> np.ndarray:
-        return self.encoded.inner_strength(self.problems.C[places])
+        return self.code.inner_strength(self.problems.C[places])
 
     def solve_wave(self, bound: Bound, wave: np.ndarray) -> None:
         """Solve each path's problems, (n_paths, n_stages), one from where the one before ended."""
@@ -480,8 +481,8 @@ class _Run:
             self.loss[:n_sets, places], self.accuracy[:n_sets, places] = loss / weight, correct / weight
 
     def result(self) -> SweepResult:
-        solution, encoded = self.solution, replace(self.encoded, source=None)  # a result does not keep X
-        coef, intercept = encoded.decode(solution.params, self.center)
+        solution = self.solution
+        coef, intercept = self.code.decode(solution.params, self.center)
         return SweepResult(
             problems=self.problems,
             class_weights=self.class_weights,
@@ -499,6 +500,6 @@ class _Run:
             intercept=intercept,
             _solution=solution,
             _center=self.center,
-            _encoded=encoded,
+            _code=self.code,
             _template=self.template,
         )
