@@ -76,9 +76,9 @@ def encode(
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
     y, y_home = receive(y, "y")
-    if y_home.is_cuda and not (y_home.cuda_device == home.cuda_device and y.ndim == 2 and y.shape[1] > 1):
-        y, y_home = to_host(y), HOST
-    X, targets, targets_xp, classes = _check_data(estimator, X, home, y, y_home, to_host(classes), backend)
+    moves = y_home.is_cuda and not (y_home.cuda_device == home.cuda_device and y.ndim == 2 and y.shape[1] > 1)
+    y, there = (to_host(y), HOST) if moves else (y, y_home)
+    X, targets, targets_xp, classes = _check_data(estimator, X, home, y, there, to_host(classes), backend)
     dtype = compute_dtype(X.dtype)
     weights, unit = _row_weights(X, sample_weight, dtype)
     if weights is not None and targets_xp is not np:

@@ -13,7 +13,7 @@ from gpusoftmax.exceptions import WorkspaceError
 from gpusoftmax.plan import Facts
 
 SWEEP_BYTES = 1 << 30  # of the solver's vectors, unless a budget says otherwise
-SHORTEST_PATH = 4  # strengths: a path's first takes as many passes as two or three more
+SHORTEST_PATH = 2  # strengths
 
 
 @dataclass(frozen=True)
