@@ -32,6 +32,9 @@ class Home:
     device: Any = None
     cuda_device: int | None = None
 
+    def __reduce__(self):
+        return Home, ()  # what is pickled holds NumPy arrays, and loads where there is neither a GPU nor this library
+
     @property
     def is_cuda(self) -> bool:
         return self.cuda_device is not None

@@ -405,6 +405,12 @@ def plan_fit(
     return plan, metric
 
 
+def least_fit_bytes(n_rows, n_features, n_problems, n_classes, dtype, facts: Facts, **options) -> int:
+    """Return the smallest budget that `plan_fit` can do with."""
+    sizes = (n_rows, n_features, n_problems, n_classes, dtype)
+    return facts.least_bytes(*sizes, **options) + _plan_metric(*sizes, facts, 0).workspace_bytes
+
+
 def metric_sample(n_rows: int, n_features: int) -> int:
     """Return from how many rows the metric is estimated."""
     return min(n_rows, max(METRIC_ROWS, METRIC_ROWS_PER_FEATURE * n_features))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpusoftmax.exceptions import WorkspaceError
-from gpusoftmax.plan import Facts
+from gpusoftmax.plan import Facts, least_fit_bytes
 
 SWEEP_BYTES = 1 << 30  # of the solver's vectors, unless a budget says otherwise
 SHORTEST_PATH = 2  # strengths
@@ -82,7 +82,7 @@ def plan_sweep(
         return SweepPlan(paths, max(1, min(len(paths), SWEEP_BYTES // path_bytes)), None)
     n_at_once = max(1, min(len(paths), budget_bytes // (2 * path_bytes)))
     while True:
-        least = facts.least_bytes(n_rows, n_features, n_at_once, n_classes, dtype, **options)
+        least = least_fit_bytes(n_rows, n_features, n_at_once, n_classes, dtype, facts, **options)
         left = budget_bytes - n_at_once * path_bytes
         if least <= left:
             return SweepPlan(paths, n_at_once, left)

@@ -74,6 +74,13 @@ class Folds:
                 raise ValueError(f"{what} to fit a model to.".capitalize())
         return self
 
+    def order(self) -> np.ndarray:
+        """Return the folds in an order of their own, whatever theirs is: so that it changes no bits of a sweep."""
+        if self.weights is None:
+            return np.arange(1)
+        columns = [(self.weights[:, fold].tobytes(), fold) for fold in range(self.n_folds)]
+        return np.array([fold for _, fold in sorted(columns)])
+
     def row_weights(self, sample_weight: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
         """Return weights (n_rows, n_folds), (n_rows, 1) for one fold of all rows, or None for ones."""
         if self.weights is None:

@@ -399,28 +399,27 @@ class _Run:
                 weights = self.backend.to_device(weights)
             source = replace(source, weights=weights)
             source = with_class_weight(source, self.template.class_weight, self.code.classes, self.backend)
+            grid = places.reshape(-1, self.folds.n_folds)
             for part, folds in self.parts(source):
-                chosen = np.isin(problems.fold[places], folds)
-                self.solve_part(part, folds, places[chosen])
+                self.solve_part(part, folds, grid[:, folds])
         return self.result()
 
     def parts(self, source: ArraySource) -> Iterator[tuple[ArraySource, np.ndarray]]:
         """Yield sources and their folds: one, unless class weights make other soft targets of every fold."""
-        folds = np.arange(self.folds.n_folds)
         weights, balance = source.weights, source.class_weight
         if source.targets.ndim == 1 or weights is None or balance is None or len(balance) == 1:
-            yield source, folds
+            yield source, self.folds.order()
             return
-        for fold in folds:
+        for fold in range(self.folds.n_folds):
             column = slice(fold, fold + 1)
-            yield replace(source, weights=weights[:, column], class_weight=balance[column]), folds[column]
+            yield replace(source, weights=weights[:, column], class_weight=balance[column]), np.array([fold])
 
-    def solve_part(self, source: ArraySource, folds: np.ndarray, places: np.ndarray) -> None:
-        """Solve problems that differ in strength and fold only, wave by wave."""
+    def solve_part(self, source: ArraySource, folds: np.ndarray, grid: np.ndarray) -> None:
+        """Solve problems that differ in strength and fold only, (n_strengths, n_folds), wave by wave."""
         backend, training = self.backend, self.template._training(self.code)
         plan = plan_sweep(
             *(source.n_rows, source.n_features, len(folds)),
-            self.problems.C[places[:: len(folds)]],
+            self.problems.C[grid[:, 0]],
             *(len(self.code.classes), source.dtype, backend.facts()),
             vectors=self.solver.n_vectors,
             is_soft=source.targets.ndim == 2,
@@ -431,8 +430,8 @@ class _Run:
             for wave in plan.waves():
                 if self.is_interrupted.is_set():
                     return
-                of_all = np.where(wave >= 0, places[wave], -1)
-                columns = np.searchsorted(folds, self.problems.fold[of_all[:, 0]])
+                of_all = np.where(wave >= 0, grid.reshape(-1)[wave], -1)
+                columns = None if len(folds) == 1 else self.problems.fold[of_all[:, 0]]
                 training = replace(training, C=self.strengths(of_all[:, 0]), budget_bytes=plan.pass_budget)
                 bound = bind(training, replace(source, columns=columns), backend, is_path=plan.paths.shape[1] > 1)
                 self.solve_wave(bound, of_all)

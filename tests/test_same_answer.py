@@ -15,7 +15,7 @@ import pytest
 from cuda_device import cuda
 from oracle import FLOAT32, FLOAT64, make_data, one_hot
 
-from gpusoftmax import SoftmaxRegression
+from gpusoftmax import SoftmaxRegression, sweep
 from gpusoftmax.backends.cpu import NumpyBackend, NumpyPass
 from gpusoftmax.backends.cuda import CupyBackend
 from gpusoftmax.exceptions import WorkspaceError
@@ -206,6 +206,35 @@ class EstimatorRoute(Route):
         return rows.T, clf.objective_, clf.status_
 
 
+@dataclass(frozen=True)
+class SweepRoute(Route):
+    """The model as one problem of a sweep, among other strengths and folds."""
+
+    strengths: tuple = (0.01, 1.0, 100.0)  # times ours, which is 1.0
+    folds: Callable | None = None  # Model -> weights (n_rows, n_folds), those of ours all 1
+
+    def _train(self, model, dtype, budget):
+        model = self.model(model)
+        C = 2 * model.C if model.n_classes == 2 else model.C
+        result = sweep(
+            self.layout(model.X.astype(dtype)),
+            model.targets,
+            Cs=C * np.array(self.strengths),
+            cv=None if self.folds is None else self.folds(model),
+            sample_weight=None if model.weights is None else model.weights[:, 0],
+            fit_intercept=model.has_intercept,
+            label_smoothing=model.label_smoothing,
+            tol=TOLERANCES[dtype].tol,
+            device="cpu" if self.device is nullcontext else "cuda",
+            memory_budget=budget,
+        )
+        problem = self.strengths.index(1.0) * result.n_folds
+        rows = np.column_stack([result.coef[problem], result.intercept[problem]]).astype(float)
+        if model.n_classes == 2:
+            rows = np.concatenate([-rows / 2, rows / 2])
+        return rows.T, result.objective[problem], result.status[problem]
+
+
 def smallest_budget(fit):
     """Return the budget that the error for one byte names."""
     with pytest.raises(WorkspaceError) as caught:
@@ -244,6 +273,10 @@ def reordered(model):
 
 def half_of_the_rows(model):
     return (np.arange(len(model.X)) % 2).astype(float)[:, np.newaxis]
+
+
+def two_folds(model):
+    return np.hstack([np.ones((len(model.X), 1)), half_of_the_rows(model)])
 
 
 def big_endian(X):
@@ -329,6 +362,14 @@ ROUTES = {
     "rows repeated": Route(model=repeated),
     "rows in another order": Route(model=reordered),
     "another start": Route(start=0.5),
+    "in a sweep": SweepRoute(),
+    "in a sweep of falling strengths": SweepRoute(strengths=(100.0, 3.0, 1.0, 0.3, 0.01)),
+    "in a sweep with no penalty at its end": SweepRoute(strengths=(1.0, np.inf)),
+    "in a sweep with folds": SweepRoute(folds=two_folds),
+    "in a sweep with folds, soft targets": SweepRoute(folds=two_folds, model=as_soft),
+    "in a sweep with folds, smallest budget": SweepRoute(folds=two_folds, budget_bytes=smallest_budget),
+    "CUDA, in a sweep with folds": SweepRoute(folds=two_folds, device=cuda),
+    "CUDA, in a sweep, soft targets": SweepRoute(model=as_soft, device=cuda),
     "CUDA": on_cuda(),
     "CUDA, estimator": EstimatorRoute(device=cuda),
     "CUDA, CuPy in, CuPy out": EstimatorRoute(device=cuda, put=as_cupy),
