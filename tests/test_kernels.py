@@ -17,6 +17,7 @@ from oracle import (
 from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.kernels import cpu, reference
 from gpusoftmax.kernels.curvature import CurvatureSums, curvature
+from gpusoftmax.kernels.scores import ScoreSums, add_scores
 from gpusoftmax.kernels.workspace import Sums, Workspace
 from gpusoftmax.plan import MetricPlan
 from gpusoftmax.sources import ArraySource, Block
@@ -426,3 +427,40 @@ class TestCurvature:
         curvature(block_of(data).X, block_of(data).weights, data.params, np.ones(4), sums)
         assert_close(sums.gram, sums.gram.T, 1e-15)
         assert_close(sums.classes, sums.classes.transpose(0, 2, 1), 1e-15)
+
+
+class TestScores:
+    @pytest.mark.parametrize("weights", ["shared", "each"])
+    @pytest.mark.parametrize("targets", ["labels", "soft"])
+    @pytest.mark.parametrize("n_rows", [1, 255, 256, 600])
+    def test_are_the_reference_s(self, n_rows, targets, weights):
+        data = make_data(n_rows, 4, 2, 5, targets=targets, weights=weights)
+        logits = reference.logits(data.X, data.params)
+        sums = ScoreSums(np, 1, 2)
+        add_scores(logits.transpose(1, 2, 0).copy(), data.targets, data.weights, sums)
+        loss, correct = reference.scores(logits, data.targets, data.full_weights())
+        assert_close(sums.loss[0], loss, 1e-13)
+        assert_close(sums.correct[0], correct, 1e-13)
+        assert_close(sums.weight[0], data.full_weights().sum(axis=0), 1e-13)
+
+    def test_of_several_sets_of_rows(self):
+        data = make_data(300, 4, 2, 5)
+        train, held_out = np.random.default_rng(0).integers(0, 3, (2, 300, 2)).astype(float)
+        logits = reference.logits(data.X, data.params)
+        sums = ScoreSums(np, 2, 2)
+        add_scores(logits.transpose(1, 2, 0).copy(), data.targets, np.hstack([train, held_out]), sums)
+        for s, weights in enumerate((train, held_out)):
+            loss, correct = reference.scores(logits, data.targets, weights)
+            assert_close(sums.loss[s], loss, 1e-13)
+            assert_close(sums.correct[s], correct, 1e-13)
+
+    def test_the_first_of_equal_logits_is_the_prediction(self):
+        sums = ScoreSums(np, 1, 1)
+        add_scores(np.zeros((1, 3, 4)), np.array([0, 1, 2, 0]), np.ones((4, 1)), sums)
+        assert sums.correct == 2
+
+    def test_large_logits_do_not_overflow(self):
+        sums = ScoreSums(np, 1, 1)
+        z = np.array([[[1e4], [0.0]]], np.float32)
+        add_scores(z, np.array([1]), np.ones((1, 1)), sums)
+        assert sums.loss == 1e4

@@ -9,7 +9,7 @@ from oracle import assert_close, make_data
 
 from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.kernels import reference
-from gpusoftmax.solvers.base import Status
+from gpusoftmax.solvers.base import Known, Status
 from gpusoftmax.solvers.lbfgs import LBFGS, MAX_TRIALS
 from gpusoftmax.solvers.line_search import Bracket, is_acceptable, is_too_short, next_step
 
@@ -460,3 +460,55 @@ class TestLineSearch:
             assert new.value == bracket.value
             assert new.slope == bracket.slope
             bracket, trial = new, new_trial
+
+
+class TestKnown:
+    """A solve that begins with what another found out."""
+
+    def solve(self, known=None, objective=None):
+        functions = [quadratic(p)[0] for p in range(3)]
+        objective = Separate(functions) if objective is None else objective
+        params = np.zeros((SHAPE[0], 3, SHAPE[1]))
+        return LBFGS(tol=1e-9).minimize(objective, params, **({} if known is None else {"known": known})), objective
+
+    def at_start(self):
+        value, gradient = self.solve()[1].value_and_grad(np.zeros((SHAPE[0], 3, SHAPE[1])))
+        return Known(value, gradient, DiagonalMetric(np.ones(3)))
+
+    def test_value_and_gradient_save_a_pass_and_change_no_bit(self):
+        plain, _ = self.solve()
+        known, objective = self.solve(replace(self.at_start(), metric=None))
+        np.testing.assert_array_equal(known.params, plain.params)
+        np.testing.assert_array_equal(known.n_passes, plain.n_passes - 1)
+        assert objective.log[0] == ("metric", 3)
+
+    def test_a_metric_is_used_as_it_is_and_renewed_later(self):
+        objective = Separate([quadratic(p)[0] for p in range(3)])
+        objective.log.append(("metric", 3))  # the one that is known: none of those to come is rough
+        solution, _ = self.solve(self.at_start(), objective)
+        assert (solution.status == Status.CONVERGED).all()
+        kinds = [kind for kind, _ in objective.log[1:]]
+        assert "metric" not in kinds[: LBFGS.known_refresh]
+
+    def test_solutions_tell_gradient_and_metric(self):
+        solution, _ = self.solve()
+        value, gradient = Separate([quadratic(p)[0] for p in range(3)]).value_and_grad(solution.params)
+        np.testing.assert_array_equal(solution.gradient, gradient)
+        np.testing.assert_array_equal(solution.value, value)
+        assert len(solution.metric.sizes) == 3
+
+    def test_what_is_known_is_not_modified(self):
+        known = replace(self.at_start(), metric=None)
+        before = known.value.copy(), known.gradient.copy()
+        self.solve(known)
+        np.testing.assert_array_equal(known.value, before[0])
+        np.testing.assert_array_equal(known.gradient, before[1])
+
+    def test_a_solution_of_some_problems(self):
+        solution, _ = self.solve()
+        kept = np.array([2, 0])
+        some = solution.select(kept, kept)
+        np.testing.assert_array_equal(some.params, solution.params[:, kept])
+        np.testing.assert_array_equal(some.gradient, solution.gradient[:, kept])
+        np.testing.assert_array_equal(some.n_iter, solution.n_iter[kept])
+        assert len(some.metric.sizes) == 2

@@ -16,7 +16,7 @@ class ScoreSums:
 
     def __init__(self, xp, n_sets: int, n_problems: int):
         self.xp = xp
-        self.loss, self.correct, self.weight = xp.zeros((3, n_sets, n_problems))
+        self.loss, self.correct, self.weight = (xp.zeros((n_sets, n_problems)) for _ in range(3))
 
     def add(self, other: "ScoreSums") -> None:
         self.loss += other.loss
