@@ -107,8 +107,8 @@ MUTANTS = (
     Mutant("an argument that CuPy's sum does not have", CURVATURE, "metric", "type",
            "weighted.sum(axis=2, dtype=np.float64)", "weighted.sum(axis=2, dtype=np.float64, initial=0.0)"),
     Mutant("an argument that CuPy's ufuncs do not have", BACKEND, "class weights", "type",
-           "self.xp.divide(buffer, self.factor[rows], out=soft)",
-           "self.xp.divide(buffer, self.factor[rows], out=buffer, where=True)"),
+           "self.xp.divide(soft, self.factor[rows], out=soft)",
+           "self.xp.divide(soft, self.factor[rows], out=soft, where=True)"),
     Mutant("a flag that CuPy does not have", "sources.py", "products", "attribute",
            "if self.xp is np and not self.X.flags.aligned", "if not self.X.flags.aligned"),
     Mutant("a context that CuPy does not have", PENALTIES, "objective", "attribute",
@@ -255,7 +255,20 @@ MUTANTS = (
     Mutant("ended problems keep their rows' weights", BACKEND, "fit", "value",
            "self.source.select(active)", "self.source"),
     Mutant("the metric without weights", BACKEND, "metric", "answer",
-           "None if weights is None else weights[chosen]", "None"),
+           "self._rows.weights_of(chosen)", "None"),
+    Mutant("a problem takes another's column of weights", BACKEND, "shared columns", "value",
+           "self.columns = backend.to_device(source.columns)",
+           "self.columns = backend.to_device(source.columns[::-1])"),
+    Mutant("the first block's weights for all", BACKEND, "shared columns", "value",
+           "self.xp.take(self.weights[rows], self", "self.xp.take(self.weights[: len(self.weights[rows])], self"),
+    Mutant("scores without the bias", BACKEND, "scores", "answer", "z += forward.bias[:, :, np.newaxis]", "pass"),
+    Mutant("scores with the classes that pad", BACKEND, "scores", "answer", "add_scores(z[:, : plan.n_classes]",
+           "add_scores(z[:, :]"),
+    Mutant("scores by the targets of the first block", BACKEND, "scores", "value",
+           "self._rows.targets[rows], backend.to_device(weights(rows))",
+           "self._rows.targets[: len(z)], backend.to_device(weights(rows))"),
+    Mutant("scores by weights on the host", BACKEND, "scores", "attribute", "backend.to_device(weights(rows))",
+           "weights(rows)"),
     Mutant("the metric of a factor not transposed", BACKEND, "metric", "answer",
            "lower=True).T)", "lower=True))"),
     Mutant("eigenvectors not brought back", BACKEND, "metric", "answer", ", trans=1))", "))"),
@@ -515,6 +528,40 @@ def _metric(machine):
     return None
 
 
+def _shared_columns(machine):
+    """Three problems of which two share a column of weights, all of them class weights."""
+    data, backend = make_data(170, 5, 3, 3, weights="each"), _backend()
+    class_weight, columns = np.array([[1.0, 2, 3], [3, 1, 0], [1, 1, 2]]), np.array([2, 0, 0])
+    source = replace(
+        module("sources").ArraySource(data.X, data.targets, data.weights, FLOAT64, class_weight=class_weight),
+        columns=columns,
+    )
+    plan = replace(backend.facts().plan_pass(170, 5, 3, 3, FLOAT64), is_one_kernel=False, block_rows=64)
+    fused_pass = backend.fused_pass(backend.place(source), plan)
+    loss, gradient = map(backend.to_host, fused_pass.loss_and_gradient(backend.to_device(data.params), 0.0))
+    weights = (data.weights * class_weight[:, data.targets].T)[:, columns]
+    right = reference.loss_and_gradient(data.X, data.targets, weights, data.params)
+    is_right = np.abs(loss - right[0]).max() <= 1e-9 and np.abs(gradient - right[1]).max() <= 1e-9
+    return None if is_right else "value"
+
+
+def _scores(machine):
+    """Scores of training and held-out rows, by the buffers of products and without them."""
+    data, backend = make_data(170, 5, 2, 3, weights="each"), _backend()
+    both = np.hstack([data.weights, data.weights == 0])
+    source = backend.place(module("sources").ArraySource(data.X, data.targets, data.weights, FLOAT64))
+    logits = reference.logits(data.X, data.params)
+    right = [reference.scores(logits, data.targets, both[:, part]) for part in (slice(2), slice(2, 4))]
+    for is_one_kernel in (False, True):
+        plan = replace(backend.facts().plan_pass(170, 5, 2, 3, FLOAT64), is_one_kernel=is_one_kernel, block_rows=64)
+        fused_pass = backend.fused_pass(source, plan)
+        sums = fused_pass.scores(backend.to_device(data.params), lambda rows: both[rows], 2)
+        for found, k in ((sums.loss, 0), (sums.correct, 1)):
+            if not np.abs(backend.to_host(found) - [part[k] for part in right]).max() <= 1e-9:
+                return "answer"
+    return None
+
+
 def _factors(machine):
     backend = _backend()
     negative, one = (backend.to_device(sign * np.eye(3)) for sign in (-1, 1))
@@ -631,6 +678,8 @@ SCENARIOS = {
     "streams": (_streams,),
     "objective": (_value_and_grad,),
     "penalty": (_penalty,),
+    "shared columns": (_shared_columns,),
+    "scores": (_scores,),
     "metric": (_metric,),
     "factors": (_factors,),
     "fit": (_fit,),

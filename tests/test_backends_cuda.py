@@ -255,13 +255,14 @@ def read(counters, call):
 @pytest.mark.parametrize("is_one_kernel", [False, True])
 @pytest.mark.parametrize("kind", ["labels", "soft"])
 @pytest.mark.parametrize("storage", [np.float64, np.float32])
-def test_an_evaluation_waits_for_nothing_and_allocates_its_results(is_one_kernel, kind, storage):
+@pytest.mark.parametrize("columns", [None, np.array([1, 0])], ids=["own columns", "shared columns"])
+def test_an_evaluation_waits_for_nothing_and_allocates_its_results(is_one_kernel, kind, storage, columns):
     with cuda() as machine:
         data, backend, source, plan = made(is_one_kernel=is_one_kernel, targets=kind)
         if storage != np.float64:
             source = replace(source, X=source.X.astype(storage))
             plan = replace(plan, is_direct=False)
-        source = replace(source, class_weight=np.arange(1.0, 6)[np.newaxis])
+        source = replace(source, class_weight=np.arange(1.0, 6)[np.newaxis], columns=columns)
         fused_pass = backend.fused_pass(source, replace(plan, block_rows=256))
         params = backend.to_device(data.params)
         first = fused_pass.loss_and_gradient(params, 0.1)
