@@ -5,6 +5,7 @@ from importlib.metadata import version
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import ConvergenceWarning, NonFiniteError, WorkspaceError
 from gpusoftmax.functional import loss_and_gradient
+from gpusoftmax.many import ManyFits, fit_many
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.sweeps import SweepResult, sweep
 
@@ -12,11 +13,13 @@ __version__ = version("gpusoftmax")
 
 __all__ = [
     "ConvergenceWarning",
+    "ManyFits",
     "NonFiniteError",
     "SoftmaxRegression",
     "Status",
     "SweepResult",
     "WorkspaceError",
+    "fit_many",
     "loss_and_gradient",
     "sweep",
 ]

@@ -208,9 +208,12 @@ def bind(training: Training, source: ArraySource, backend: Backend, *, is_path: 
 
 
 def find_center(low: np.ndarray, high: np.ndarray) -> np.ndarray | None:
-    """Return the middle of every feature whose offset dwarfs its range and zero for the others, or None."""
+    """Return the middle of every feature whose offset dwarfs its range and zero for the others, or None.
+
+    Features are along the last axis: those of several data sets may be stacked.
+    """
     middle, half_range = low / 2 + high / 2, high / 2 - low / 2
-    comparable = np.where(half_range > 0, half_range, half_range.max(initial=0))
+    comparable = np.where(half_range > 0, half_range, half_range.max(axis=-1, keepdims=True, initial=0))
     is_offset = np.abs(middle) / OFFSET_RATIO > comparable
     return np.where(is_offset, middle, 0.0) if is_offset.any() else None
 
@@ -221,7 +224,9 @@ def feature_scale(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.exp2(-np.round(np.log2(np.where(largest > 0, largest, 1.0))))
 
 
-def start_intercept(total: np.ndarray, per_class: np.ndarray, n_rows: int, label_smoothing: float) -> np.ndarray:
+def start_intercept(
+    total: np.ndarray, per_class: np.ndarray, n_rows: int | np.ndarray, label_smoothing: float
+) -> np.ndarray:
     """Return the log class frequencies, centred: the optimum where no feature says anything."""
     n_classes = per_class.shape[1]
     frequency = (1 - label_smoothing) * per_class / total[:, np.newaxis] + label_smoothing / n_classes

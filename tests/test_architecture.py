@@ -15,10 +15,12 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "arrays",
     "kernels.reference",
     "plan",  # pure arithmetic
+    "plan_many",
     "sources",
     "targets",
     "kernels.curvature",
     "kernels.scores",
+    "kernels.independent",
     "kernels.workspace",
     "kernels.cpu",
     "backends.base",
@@ -31,6 +33,8 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "penalties",
     "preconditioner",
     "objective",
+    "independent_metric",
+    "independent",
     "solvers.base",
     "solvers.line_search",
     "solvers.pairs",
@@ -43,6 +47,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "interop",
     "encoding",
     "estimator",
+    "many",
     "functional",
     "sweeps",
 ]
@@ -53,6 +58,7 @@ INDEPENDENT = {  # rooms that import only errors and `arrays`: they receive what
     "targets": "data in memory",
     "penalties": "mathematics",
     "preconditioner": "mathematics",
+    "independent_metric": "mathematics",
     "kernels.reference": "the specification",
     "kernels.launches": "arithmetic",
 }

@@ -20,16 +20,16 @@ def two_loop(pairs, g, apply_metric):
 
 def push(pairs, problem, s, y, Hy):
     """Add a pair of one problem; the other problems' candidates stay candidates."""
-    n_problems, _, n_params = pairs.vectors.shape
+    n_problems, _, n_params = pairs.Y.shape
     point = np.zeros((3, n_problems, n_params))
     point[:, problem] = s, y, Hy
     pairs.hold(point, np.zeros_like(point))
-    pairs.accept(np.arange(n_problems) == problem, pairs.products(*point[1:]))
+    pairs.accept(np.arange(n_problems) == problem, pairs.products(point[1]))
 
 
 def inverse_hessian(pairs, g, Hg):
     """Return each problem's inverse Hessian times g, given the metric times g."""
-    products = pairs.products(g, Hg)
+    products = pairs.products(g)
     a, b, c = pairs.coefficients(products.Sg, products.YHg)
     c = c[:, np.newaxis]
     return c * Hg + pairs.combine(c * a, b)

@@ -16,7 +16,7 @@ import pytest
 from cuda_device import cuda
 from oracle import FLOAT32, FLOAT64, make_data, one_hot
 
-from gpusoftmax import ConvergenceWarning, SoftmaxRegression, sweep
+from gpusoftmax import ConvergenceWarning, SoftmaxRegression, fit_many, sweep
 from gpusoftmax.backends.cpu import NumpyBackend, NumpyPass
 from gpusoftmax.backends.cuda import CupyBackend
 from gpusoftmax.exceptions import WorkspaceError
@@ -238,6 +238,33 @@ class SweepRoute(Route):
         return rows.T, result.objective[problem], result.status[problem]
 
 
+@dataclass(frozen=True)
+class ManyRoute(Route):
+    """The model as one of many that share nothing but their shape: the third of five."""
+
+    def _fit(self, model, dtype):
+        rng = np.random.default_rng(9)
+        Xs = [rng.normal(size=model.X.shape).astype(dtype) for _ in range(5)]
+        Xs[2] = model.X.astype(dtype)
+        weights = None if model.weights is None else [model.weights[:, 0]] * 5
+        two = 2 if model.n_classes == 2 else 1  # as of the estimator
+        C = two * model.C * np.array([0.1, 10.0, 1.0, 0.01, 3.0])
+        fits = fit_many(
+            Xs,
+            [model.targets] * 5,
+            sample_weights=weights,
+            C=C,
+            fit_intercept=model.has_intercept,
+            label_smoothing=model.label_smoothing,
+            tol=TOLERANCES[dtype].tol,
+            device="cpu" if self.device is nullcontext else "cuda",
+        )
+        rows = np.column_stack([fits.coef[2], fits.intercept[2]]).astype(float)
+        if model.n_classes == 2:
+            rows = np.concatenate([-rows / 2, rows / 2])
+        return rows.T, fits.objective[2], fits.status[2]
+
+
 def smallest_budget(fit):
     """Return the budget that the error for one byte names."""
     with pytest.raises(WorkspaceError) as caught:
@@ -373,9 +400,11 @@ ROUTES = {
     "in a sweep with folds, smallest budget": SweepRoute(folds=two_folds, budget_bytes=smallest_budget),
     "CUDA, in a sweep with folds": SweepRoute(folds=two_folds, device=cuda),
     "CUDA, in a sweep, soft targets": SweepRoute(model=as_soft, device=cuda),
+    "one of many": ManyRoute(),
     "CUDA": on_cuda(),
     "CUDA, estimator": EstimatorRoute(device=cuda),
     "CUDA, CuPy in, CuPy out": EstimatorRoute(device=cuda, put=as_cupy),
+    "CUDA, one of many": ManyRoute(device=cuda),
     "array API, second device": EstimatorRoute(put=as_strict),
     "CUDA, one kernel, blocks of 64 rows": on_cuda(is_one_kernel=True, block_rows=64),
     "CUDA, two products, blocks of 128 rows": on_cuda(is_one_kernel=False, block_rows=128),

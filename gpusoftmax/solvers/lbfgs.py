@@ -238,6 +238,10 @@ class _Run:
             _assign(state.bracket, ~taken, bracket)
 
         self.take(taken, trial, point)
+        if self.n_evaluations >= self.refresh_at:  # whoever has taken a step: no problem's path depends on the others'
+            self.change_metric(self.make_metric(is_rough=False))
+            self.refresh_interval *= self.solver.refresh_growth
+            self.refresh_at = self.n_evaluations + int(self.refresh_interval)
         is_hopeless = failed & ~self.pairs.age.any(axis=1)
         if failed.any():
             self.pairs.forget(np.flatnonzero(failed))
@@ -259,7 +263,7 @@ class _Run:
         self.pairs.hold(point, (vectors.x, vectors.gradient, vectors.preconditioned))
         slope, squared_norm, has_moved = dot(g, vectors.direction), dot(g, Hg), (x != vectors.x).any(axis=1)
         value, norm, slope, squared_norm, has_moved, *products = self.read(
-            value, abs(g).max(axis=1), slope, squared_norm, has_moved, *self.pairs.products(g, Hg)
+            value, abs(g).max(axis=1), slope, squared_norm, has_moved, *self.pairs.products(g)
         )
         return _Trial(value, norm, slope, squared_norm, has_moved != 0, Products(*products)), point
 
@@ -278,10 +282,6 @@ class _Run:
         state.Sg = np.where(taken[:, np.newaxis], trial.products.Sg, state.Sg)
         state.YHg = np.where(taken[:, np.newaxis], trial.products.YHg, state.YHg)
         self.solution.n_iter[state.problem[taken]] += 1
-        if self.n_evaluations >= self.refresh_at:
-            self.change_metric(self.make_metric(is_rough=False))
-            self.refresh_interval *= self.solver.refresh_growth
-            self.refresh_at = self.n_evaluations + int(self.refresh_interval)
 
     def choose(self, chosen: np.ndarray, new, old):
         """Return the new vectors of the problems chosen and the old ones of the others."""

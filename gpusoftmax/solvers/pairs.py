@@ -6,7 +6,7 @@ Math. Program. 63, 129-156).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -19,32 +19,46 @@ class Products(NamedTuple):
 
     Sg: np.ndarray
     Sy: np.ndarray
-    Ys: np.ndarray
     YHg: np.ndarray
     YHy: np.ndarray
     ss: np.ndarray
     yy: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pairs:
     """Slots of pairs, one of which per problem, the one at `candidate`, is for the pair that the next step may add.
+
+    Slots fill from the first on, at most one for every candidate held: products leave out those that none can have
+    reached. That count, unlike a look at who uses what, is the same whatever problems share the stack.
 
     Parameters
     ----------
     arrays : Arrays
-    vectors : array of shape (n_problems, 3 n_slots, n_params)
-        Gradient differences Y, steps S, and the metric times the former, HY.
-    SY, YHY : arrays of shape (n_problems, n_slots, n_slots), host, float64
-        Inner products S Yᵀ, zero where there is no pair, and Y HYᵀ.
+    Y : array of shape (n_problems, n_slots, n_params)
+        Gradient differences.
+    S_HY : array of shape (n_problems, n_slots, 2, n_params)
+        Steps, and the metric times Y.
+    n_held : int
+        How many candidates each problem has had.
+    D : array of shape (n_problems, n_slots), host, float64
+        Inner products sᵀy of each pair.
+    R_inverse : array of shape (n_problems, n_slots, n_slots), host, float64
+        Inverse of the upper triangle, in order of age, of S Yᵀ; zero where there is no pair. The newest pair adds a
+        column to it, and what the oldest leaves behind is the inverse of the rest.
+    YHY : array of shape (n_problems, n_slots, n_slots), host, float64
+        Inner products Y HYᵀ.
     age : array of shape (n_problems, n_slots), host
         Orders each problem's pairs in time; 0 where there is none.
     candidate : array of shape (n_problems,), host
     """
 
     arrays: Arrays
-    vectors: np.ndarray
-    SY: np.ndarray
+    Y: np.ndarray
+    S_HY: np.ndarray
+    n_held: int
+    D: np.ndarray
+    R_inverse: np.ndarray
     YHY: np.ndarray
     age: np.ndarray
     candidate: np.ndarray
@@ -52,68 +66,92 @@ class Pairs:
     @classmethod
     def empty(cls, arrays: Arrays, n_problems: int, n_pairs: int, n_params: int, dtype: np.dtype) -> Self:
         """Return room for `n_pairs` pairs and a candidate for each of `n_problems`."""
-        n_slots = n_pairs + 1
-        SY, YHY = (np.zeros((n_problems, n_slots, n_slots)) for _ in range(2))
-        age, candidate = np.zeros((n_problems, n_slots), np.int64), np.zeros(n_problems, np.int64)
-        return cls(arrays, arrays.xp.zeros((n_problems, 3 * n_slots, n_params), dtype), SY, YHY, age, candidate)
+        shape = n_problems, n_pairs + 1
+        return cls(
+            arrays,
+            Y=arrays.xp.zeros((*shape, n_params), dtype),
+            S_HY=arrays.xp.zeros((*shape, 2, n_params), dtype),
+            n_held=0,
+            D=np.zeros(shape),
+            R_inverse=np.zeros((*shape, n_pairs + 1)),
+            YHY=np.zeros((*shape, n_pairs + 1)),
+            age=np.zeros(shape, np.int64),
+            candidate=np.zeros(n_problems, np.int64),
+        )
 
     @property
     def n_slots(self) -> int:
         return self.age.shape[1]
 
+    @property
+    def n_used(self) -> int:
+        """How many slots, from the first on, may hold anything."""
+        return min(self.n_held, self.n_slots)
+
     def hold(self, new, old) -> None:
         """Store the candidates: from old to new points, each params, gradient g and the metric times that, Hg."""
-        for place, after, before in zip(self._places(), new, old, strict=True):
-            self.vectors[place] = after - before
+        rows, slot = self._places()
+        (x, g, Hg), (old_x, old_g, old_Hg) = new, old
+        self.S_HY[rows, slot, 0] = x - old_x
+        self.Y[rows, slot] = g - old_g
+        self.S_HY[rows, slot, 1] = Hg - old_Hg
+        self.n_held += 1
 
-    def products(self, g, Hg) -> Products:
-        """Return the inner products with the held candidates and their points' g and Hg, not yet on the host."""
-        Y, S = self.vectors[:, : self.n_slots], self.vectors[:, self.n_slots : 2 * self.n_slots]
-        s, y, Hy = self._places()  # each a copy where it is read: one at a time
+    def products(self, g) -> Products:
+        """Return the inner products with the held candidates and their points' gradient g, not yet on the host."""
+        rows, slot = self._places()
+        s, y = self.S_HY[rows, slot, 0], self.Y[rows, slot]
+        with_g, with_y = self._products_with(g), self._products_with(y)
         return Products(
-            Sg=times(S, g),
-            Sy=times(S, self.vectors[y]),
-            Ys=times(Y, self.vectors[s]),
-            YHg=times(Y, Hg),
-            YHy=times(Y, self.vectors[Hy]),
-            ss=dot(self.vectors[s], self.vectors[s]),
-            yy=dot(self.vectors[y], self.vectors[y]),
+            Sg=with_g[:, :, 0],
+            Sy=with_y[:, :, 0],
+            YHg=with_g[:, :, 1],
+            YHy=with_y[:, :, 1],
+            ss=dot(s, s),
+            yy=dot(y, y),
         )
 
     def _places(self):
-        """Return where the candidates' s, y and Hy are among the vectors."""
-        rows, slot, n = self.arrays.xp.arange(len(self.age)), self.arrays.to_device(self.candidate), self.n_slots
-        return (rows, slot + n), (rows, slot), (rows, slot + 2 * n)
+        """Return where the candidates are among the slots."""
+        return self.arrays.xp.arange(len(self.age)), self.arrays.to_device(self.candidate)
+
+    def _products_with(self, vectors):
+        """Return the inner products of S and HY with one vector a problem, (n_problems, n_slots, 2)."""
+        result = self.arrays.xp.zeros(self.S_HY.shape[:3], vectors.dtype)
+        result[:, : self.n_used] = times(self._used(), vectors).reshape(len(vectors), self.n_used, 2)
+        return result
+
+    def _used(self):
+        used = self.S_HY[:, : self.n_used]
+        return used.reshape(len(used), 2 * self.n_used, used.shape[3])
 
     def differences_times(self, vectors):
         """Return the inner products of Y with one vector a problem, (n_problems, n_slots), not yet on the host."""
-        return times(self.vectors[:, : self.n_slots], vectors)
+        return times(self.Y, vectors)
 
     def accept(self, taken: np.ndarray, products: Products) -> None:
         """Make pairs of the held candidates of the problems in `taken` whose function curves along them."""
         sy = products.Sy[np.arange(len(taken)), self.candidate]
-        for p in np.flatnonzero(taken & (sy > 1e-10 * np.sqrt(products.ss * products.yy))).tolist():
-            slot = self.candidate[p]
-            self.SY[p, slot], self.SY[p, :, slot] = products.Ys[p], products.Sy[p]
-            self.YHY[p, slot] = self.YHY[p, :, slot] = products.YHy[p]
-            self.age[p, slot] = self.age[p].max() + 1
-            self.candidate[p] = oldest = self.age[p].argmin()
-            self.age[p, oldest] = self.SY[p, oldest] = self.SY[p, :, oldest] = 0
+        p = np.flatnonzero(taken & (sy > 1e-10 * np.sqrt(products.ss * products.yy)))
+        slot, sy = self.candidate[p], sy[p]
+        column = times(self.R_inverse[p], np.where(self.age[p] > 0, products.Sy[p], 0.0))
+        self.R_inverse[p, :, slot] = -column / sy[:, np.newaxis]
+        self.R_inverse[p, slot, slot] = 1 / sy
+        self.D[p, slot] = sy
+        self.YHY[p, slot] = self.YHY[p, :, slot] = products.YHy[p]
+        self.age[p, slot] = self.age[p].max(axis=1) + 1
+        self.candidate[p] = oldest = self.age[p].argmin(axis=1)
+        self.age[p, oldest] = self.R_inverse[p, oldest] = self.R_inverse[p, :, oldest] = 0
 
     def coefficients(self, Sg: np.ndarray, YHg: np.ndarray):
         """Return a, b and c with ``c (H g - HYᵀ a) + Sᵀ b`` the inverse Hessian times g.
 
         It starts from the metric H times c and satisfies every pair's secant equation in turn.
         """
-        is_pair, diagonal = self.age > 0, np.arange(self.n_slots)
-        D = self.SY[:, diagonal, diagonal]
-        R = self.SY * (self.age[:, :, np.newaxis] <= self.age[:, np.newaxis, :])
-        R[:, diagonal, diagonal] = np.where(is_pair, D, 1.0)
-        inverse = np.linalg.inv(R)
-        c = self.metric_scale()
-        a = times(inverse, np.where(is_pair, Sg, 0.0))
+        is_pair, c = self.age > 0, self.metric_scale()
+        a = times(self.R_inverse, np.where(is_pair, Sg, 0.0))
         Y_step = c[:, np.newaxis] * (YHg - times(self.YHY, a))
-        return a, times(inverse.transpose(0, 2, 1), np.where(is_pair, D * a - Y_step, 0.0)), c
+        return a, times(self.R_inverse.transpose(0, 2, 1), np.where(is_pair, self.D * a - Y_step, 0.0)), c
 
     def metric_scale(self) -> np.ndarray:
         """Return what to multiply the metric by, given the curvature along each problem's newest step.
@@ -124,33 +162,33 @@ class Pairs:
         everyone, newest = np.arange(len(self.age)), self.age.argmax(axis=1)
         curvature = self.YHY[everyone, newest, newest]
         is_known = self.age.any(axis=1) & (curvature > 0)
-        ratio = np.divide(self.SY[everyone, newest, newest], curvature, out=np.ones(len(newest)), where=is_known)
+        ratio = np.divide(self.D[everyone, newest], curvature, out=np.ones(len(newest)), where=is_known)
         return np.sqrt(ratio)
 
     def combine(self, a: np.ndarray, b: np.ndarray):
         """Return each problem's ``Sᵀ b - HYᵀ a``."""
-        weights = self.arrays.to_device(np.concatenate([b, -a], axis=1)[:, np.newaxis], self.vectors.dtype)
-        return (weights @ self.vectors[:, self.n_slots :])[:, 0]
+        weights = np.stack([b, -a], axis=2)[:, : self.n_used].reshape(len(a), 1, 2 * self.n_used)
+        return (self.arrays.to_device(weights, self.Y.dtype) @ self._used())[:, 0]
 
     def change_metric(self, apply_metric: Callable) -> None:
         """Apply another metric to the gradient differences."""
-        n = self.n_slots
         for slot in np.flatnonzero(self.age.any(axis=0)).tolist():
-            self.vectors[:, 2 * n + slot] = apply_metric(self.vectors[:, slot])
-        Y, HY = self.vectors[:, :n], self.vectors[:, 2 * n :]
+            self.S_HY[:, slot, 1] = apply_metric(self.Y[:, slot])
         is_pair = self.age > 0
-        YHY = self.arrays.to_host(Y @ HY.transpose(0, 2, 1))
+        YHY = self.arrays.to_host(self.Y @ self.S_HY[:, :, 1].transpose(0, 2, 1))
         self.YHY[:] = np.where(is_pair[:, :, np.newaxis] & is_pair[:, np.newaxis, :], YHY, 0.0)
 
     def forget(self, problems: np.ndarray) -> None:
         """Drop the pairs of some problems, and whatever their candidate left."""
-        self.vectors[self.arrays.to_device(problems)] = 0
-        self.age[problems] = self.SY[problems] = 0
+        places = self.arrays.to_device(problems)
+        self.Y[places] = self.S_HY[places] = 0
+        self.age[problems] = self.R_inverse[problems] = 0
 
     def select(self, kept: np.ndarray) -> Self:
         """Return the pairs of the problems in `kept`."""
-        host = {field.name: getattr(self, field.name)[kept] for field in fields(self)[2:]}
-        return replace(self, vectors=self.vectors[self.arrays.to_device(kept)], **host)
+        places = self.arrays.to_device(kept)
+        host = {name: getattr(self, name)[kept] for name in ("D", "R_inverse", "YHY", "age", "candidate")}
+        return replace(self, Y=self.Y[places], S_HY=self.S_HY[places], **host)
 
 
 def times(matrices, vectors):

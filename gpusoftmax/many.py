@@ -1,0 +1,469 @@
+"""Many independent small problems in one call: each has its own X, and waves of them share every step."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.multiclass import check_classification_targets
+
+from gpusoftmax.backends.base import Backend
+from gpusoftmax.backends.choice import get_backend
+from gpusoftmax.estimator import SoftmaxRegression
+from gpusoftmax.independent import IndependentObjective
+from gpusoftmax.interop import receive, to_host
+from gpusoftmax.kernels.independent import IndependentRows
+from gpusoftmax.plan_many import N_PAIRS, plan_waves
+from gpusoftmax.solvers.base import Solution, Status
+from gpusoftmax.solvers.lbfgs import LBFGS
+from gpusoftmax.sources import compute_dtype
+from gpusoftmax.targets import check_soft_targets, encode_labels
+from gpusoftmax.training import feature_scale, find_center, start_intercept
+
+FIRST_REFRESH = 40  # evaluations before a problem is worth a metric that costs a small one as much as a dozen
+ABSENT = -1e30  # the logit of a class that a problem lacks: beyond all others, and finite in any product
+
+
+@dataclass(frozen=True)
+class ManyFits:
+    """The fits of `fit_many`; arrays are NumPy's and have one entry per problem.
+
+    Parameters
+    ----------
+    coef : array of shape (n_problems, 1, n_features) for two classes, else (n_problems, n_classes, n_features)
+        Zero for a class that a problem lacks.
+    intercept : array of shape (n_problems, 1) or (n_problems, n_classes)
+        Minus infinity for a class that a problem lacks.
+    classes : array of shape (n_classes,)
+        Of all problems together.
+    status : array of `Status`
+    n_iter : array of int
+        Steps taken.
+    n_passes : array of float
+        Evaluations of the objective, and estimates of the metric.
+    objective, gradient_norm : arrays of float
+        At the solution; see `SoftmaxRegression`.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    classes: np.ndarray
+    status: np.ndarray
+    n_iter: np.ndarray
+    n_passes: np.ndarray
+    objective: np.ndarray
+    gradient_norm: np.ndarray
+    _has_class: np.ndarray = field(repr=False)
+    _center: np.ndarray = field(repr=False)
+    _settings: dict[str, Any] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.coef)
+
+    def to_estimator(self, p: int) -> SoftmaxRegression:
+        """Return problem p as a fitted `SoftmaxRegression`, as if it had been fitted alone: to its own classes."""
+        estimator = SoftmaxRegression(**self._settings | {"C": float(self._settings["C"][p])})
+        coef, intercept, has_class = self.coef[p], self.intercept[p], self._has_class[p]
+        if len(coef) > 1:
+            coef, intercept = coef[has_class], intercept[has_class]
+        if len(coef) == 2:
+            coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+        estimator.coef_, estimator.intercept_, estimator.classes_ = coef, intercept, self.classes[has_class]
+        estimator._center = self._center[p] if self._center[p].any() else None
+        estimator.n_iter_, estimator.n_passes_ = self.n_iter[[p]], float(self.n_passes[p])
+        estimator.status_, estimator.n_features_in_ = self.status[p], coef.shape[1]
+        estimator.objective_, estimator.gradient_norm_ = float(self.objective[p]), float(self.gradient_norm[p])
+        return estimator
+
+    def to_frame(self):
+        """Return how each problem ended as a pandas DataFrame."""
+        import pandas as pd
+
+        names = ("status", "n_iter", "n_passes", "objective", "gradient_norm")
+        columns = {name: getattr(self, name) for name in names}
+        return pd.DataFrame(columns | {"status": [str(status) for status in self.status]})
+
+
+def fit_many(
+    Xs,
+    ys,
+    *,
+    sample_weights=None,
+    C=1.0,
+    fit_intercept=True,
+    label_smoothing=0.0,
+    tol=1e-4,
+    max_iter=1000,
+    device="auto",
+    precision="auto",
+    memory_budget=None,
+    verbose=0,
+) -> ManyFits:
+    """Fit a softmax regression to each of many data sets with the same features: subjects, layers, episodes.
+
+    Each problem's objective and solution are those of its own ``SoftmaxRegression(...).fit(X, y)``. Problems are fitted
+    in waves, stacked in batched products; each has its own steps and its own end.
+
+    Parameters
+    ----------
+    Xs : array of shape (n_problems, n_samples, n_features), or list of arrays of shape (n_samples, n_features)
+        In a list, numbers of samples may differ. Arrays as `SoftmaxRegression.fit` takes them, of finite numbers;
+        copied wave by wave.
+    ys : array of shape (n_problems, n_samples), or list of arrays of shape (n_samples,)
+        Labels of any dtype that can be ordered. With one dimension more, of size n_classes: soft targets.
+    sample_weights : array of shape (n_problems, n_samples), list of arrays of shape (n_samples,), or None for ones
+        Non-negative. A class whose samples all weigh nothing is none of a problem's.
+    C : float or array of shape (n_problems,)
+    fit_intercept, label_smoothing, tol, max_iter, device, precision
+        See `SoftmaxRegression`. Labels are smoothed over the classes that a problem has. Products are always exact.
+    memory_budget : int or None
+        Most bytes of the waves that run at once, with their copies of X and the solver's vectors; None for what runs
+        best.
+    verbose : int
+        Above 0, report every wave on standard error.
+
+    Returns
+    -------
+    ManyFits
+
+    Raises
+    ------
+    ValueError, TypeError
+        Data or parameters are unusable; the message names the problem.
+    WorkspaceError
+        `memory_budget` is too small for the largest problem; the message names one that fits.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Some problems did not converge; `ManyFits.status` says which and how they ended.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpusoftmax as gs
+    >>> rng = np.random.default_rng(0)
+    >>> Xs = rng.normal(size=(50, 30, 4))
+    >>> ys = np.where(Xs[:, :, 0] > 0, "right", "left")
+    >>> fits = gs.fit_many(Xs, ys)
+    >>> fits.coef.shape
+    (50, 1, 4)
+    >>> fits.to_estimator(7).predict([[-1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    array(['left', 'right'], dtype='<U5')
+    """
+    settings = {
+        "fit_intercept": fit_intercept,
+        "label_smoothing": label_smoothing,
+        "tol": tol,
+        "max_iter": max_iter,
+        "device": device,
+        "precision": precision,
+        "memory_budget": memory_budget,
+        "verbose": verbose,
+    }
+    SoftmaxRegression(**settings)._validate_params()
+    data, cuda_device = _receive(Xs, ys, sample_weights, C)
+    backend = get_backend(device, cuda_device)
+    fitting = _Fitting(data, settings, backend)
+    fits = fitting.run(memory_budget, verbose)
+    _warn_unless_converged(fits, tol)
+    return fits
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Checked data: lists with one entry per problem.
+
+    targets : class indices (n_rows,) or soft targets (n_rows, n_classes); weights : (n_rows,) float64, or None
+    total, per_class : (n_problems,) and (n_problems, n_classes), float64: sums of weights
+    """
+
+    Xs: list
+    targets: list[np.ndarray]
+    weights: list[np.ndarray] | None
+    classes: np.ndarray
+    C: np.ndarray
+    n_rows: np.ndarray
+    dtype: np.dtype
+    is_soft: bool
+    total: np.ndarray
+    per_class: np.ndarray
+
+
+def _receive(Xs, ys, sample_weights, C) -> tuple[_Data, int | None]:
+    """Return checked data, X excepted for values that are not finite, and the CUDA device that Xs are on."""
+    Xs, cuda_device = _receive_features(Xs)
+    n_rows = np.array([len(X) for X in Xs])
+    ys = _per_problem(ys, "ys", len(Xs))
+    is_soft = ys[0].ndim == 2
+    for p, y in enumerate(ys):
+        if len(y) != n_rows[p] or y.shape[1:] != ys[0].shape[1:] or y.ndim > 2:
+            raise ValueError(
+                f"ys must hold {n_rows[p]} labels, or rows of as many soft targets as problem 0, for problem {p}; "
+                f"got an array of shape {y.shape}."
+            )
+    weights = None
+    if sample_weights is not None:
+        weights = [w.astype(np.float64) for w in _per_problem(sample_weights, "sample_weights", len(Xs))]
+        for p, w in enumerate(weights):
+            if w.shape != (n_rows[p],) or not (np.isfinite(w) & (w >= 0)).all() or not w.any():
+                raise ValueError(
+                    f"sample_weights must hold {n_rows[p]} finite, non-negative weights with a positive sum for "
+                    f"problem {p}; got an array of shape {w.shape}."
+                )
+    problem = np.repeat(np.arange(len(Xs)), n_rows)
+    row_weights = None if weights is None else np.concatenate(weights)
+    total = np.bincount(problem, row_weights, len(Xs)).astype(np.float64)
+    if is_soft:
+        targets = [_named(p, check_soft_targets, y) for p, y in enumerate(ys)]
+        classes = np.arange(ys[0].shape[1])
+        sums = [t.sum(axis=0) if weights is None else weights[p] @ t for p, t in enumerate(targets)]
+        per_class = np.array(sums, np.float64)
+    else:
+        labels = np.concatenate(ys)
+        if labels.dtype.kind != "O":
+            check_classification_targets(labels)
+        classes, indices = encode_labels(labels)
+        targets = np.split(indices, np.cumsum(n_rows)[:-1])
+        n_bins = len(Xs) * len(classes)
+        per_class = np.bincount(problem * len(classes) + indices, row_weights, n_bins).astype(np.float64)
+        per_class = per_class.reshape(len(Xs), -1)
+        for p in np.flatnonzero((per_class > 0).sum(axis=1) < 2).tolist():
+            raise ValueError(f"Every problem must have at least 2 classes with weight; problem {p} has 1.")
+    C = np.asarray(C, np.float64)
+    if C.shape not in ((), (len(Xs),)) or not (C > 0).all():
+        raise ValueError(f"C must be a positive number, or {len(Xs)} of them, one a problem; got {C}.")
+    data = _Data(
+        *(Xs, targets, weights, classes, np.broadcast_to(C, len(Xs))),
+        n_rows=n_rows,
+        dtype=compute_dtype(np.result_type(*{X.dtype for X in Xs})),
+        is_soft=is_soft,
+        total=total,
+        per_class=per_class,
+    )
+    return data, cuda_device
+
+
+def _receive_features(Xs) -> tuple[list, int | None]:
+    """Return every problem's X, and the CUDA device that they are on."""
+    if not isinstance(Xs, list | tuple):
+        stack, home = receive(Xs, "Xs")
+        homes = {home.cuda_device}
+        Xs = list(stack)
+    else:
+        received = [receive(X, f"Xs[{p}]") for p, X in enumerate(Xs)]
+        homes = {home.cuda_device for _, home in received}
+        Xs = [X if home.is_cuda else np.asarray(X) for X, home in received]
+    if not Xs or len(homes) > 1:
+        raise ValueError(f"Xs must hold at least one problem, all on one device; got {len(Xs)} on {len(homes)}.")
+    for p, X in enumerate(Xs):
+        if X.ndim != 2 or X.shape[1:] != Xs[0].shape[1:] or not X.size:
+            raise ValueError(
+                f"Xs must hold an array of shape (n_samples, n_features) for each problem, with as many features in "
+                f"all; Xs[{p}] has shape {X.shape}, Xs[0] has {Xs[0].shape}."
+            )
+        if X.dtype.kind not in "biuf":
+            raise TypeError(f"Xs must hold real numbers, got dtype {X.dtype} for problem {p}.")
+    return Xs, homes.pop()
+
+
+def _per_problem(arrays, name: str, n_problems: int) -> list[np.ndarray]:
+    """Return what goes with each problem's X, on the host."""
+    if not isinstance(arrays, list | tuple):
+        arrays = to_host(arrays)
+    if len(arrays) != n_problems:
+        raise ValueError(f"{name} must hold one array for each of the {n_problems} problems, got {len(arrays)}.")
+    arrays = [np.asarray(to_host(array)) for array in arrays]
+    for p, array in enumerate(arrays):
+        if array.ndim == 0:
+            raise ValueError(
+                f"{name} must hold an array for each problem, got the single value {array} for problem {p}."
+            )
+    return arrays
+
+
+def _named(p: int, check: Callable, array):
+    """Return what a check returns; what it raises names the problem."""
+    try:
+        return check(array)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"Problem {p}: {error}") from error
+
+
+class _Fitting:
+    """The fits of checked data on one backend."""
+
+    def __init__(self, data: _Data, settings: dict[str, Any], backend: Backend):
+        self.data = data
+        self.settings = settings
+        self.backend = backend
+        n_problems, n_features = len(data.Xs), data.Xs[0].shape[1]
+        n_classes = len(data.classes)
+        # Soft targets name all classes; labels name those that a problem has.
+        self.has_class = np.full((n_problems, n_classes), True) if data.is_soft else data.per_class > 0
+        self.coef = np.zeros((n_problems, n_classes, n_features))
+        self.intercept = np.zeros((n_problems, n_classes))
+        self.center = np.zeros((n_problems, n_features))
+        self.records = np.zeros((5, n_problems))
+        self.is_stopped = False
+
+    def run(self, budget_bytes: int | None, verbose: int) -> ManyFits:
+        """Fit all problems, wave by wave."""
+        data, n_done = self.data, 0
+        plan = plan_waves(
+            data.n_rows,
+            data.Xs[0].shape[1],
+            len(data.classes),
+            data.dtype,
+            self.backend.name,
+            self.backend.facts().n_threads,
+            is_soft=data.is_soft or self.settings["label_smoothing"] > 0,
+            budget_bytes=budget_bytes,
+        )
+        fit = partial(self.fit_wave, n_factored=plan.n_factored)
+        with self.backend.active(), self.backend.session(), ThreadPoolExecutor(plan.n_threads) as pool:
+            run = pool.map if plan.n_threads > 1 else map
+            try:
+                for wave, _ in zip(plan.waves, run(fit, plan.waves), strict=True):
+                    n_done += len(wave)
+                    if verbose:
+                        sys.stderr.write(f"gpusoftmax: {n_done} of {len(data.Xs)} problems finished\n")
+            finally:
+                self.is_stopped = True
+        return self.unpack()
+
+    def fit_wave(self, wave: np.ndarray, *, n_factored: int) -> None:
+        """Fit some problems together."""
+        data, settings, backend = self.data, self.settings, self.backend
+        if self.is_stopped:
+            return
+        has_class, total = self.has_class[wave], data.total[wave]
+        unit = np.ones(len(wave))
+        if data.weights is not None:
+            largest = np.array([data.weights[p].max() for p in wave])
+            unit = np.ldexp(1.0, np.frexp(largest)[1] - 1)
+        X, low, high = self.stack_features(wave)
+        rows = self.stack_rows(X, wave, unit)
+        # Two classes are a softmax with two columns, which share the weight of their difference.
+        C = np.where(has_class.sum(axis=1) == 2, data.C[wave] / 2, data.C[wave])
+        scale = np.append(feature_scale(low, high), np.full((len(wave), 1), float(settings["fit_intercept"])), axis=1)
+        objective = IndependentObjective(
+            arrays=backend,
+            rows=rows,
+            total_weight=backend.to_device(total / unit),
+            strength=backend.to_device(1 / (C * total)),
+            scale=backend.to_device(scale[:, :, np.newaxis]),
+            n_factored=n_factored,
+        )
+        params = np.zeros((X.shape[1], *has_class.shape), data.dtype)
+        if settings["fit_intercept"]:
+            counts = data.n_rows[wave, np.newaxis]
+            params[-1] = start_intercept(total, data.per_class[wave], counts, settings["label_smoothing"])
+        solver = LBFGS(tol=settings["tol"], max_iter=settings["max_iter"], n_pairs=N_PAIRS, first_refresh=FIRST_REFRESH)
+        with np.errstate(all="ignore"):  # what overflows ends as a status, and no other problem hears of it
+            solution = solver.minimize(objective, backend.to_device(params))
+        self.keep(wave, backend.to_host(solution.params), solution)
+
+    def stack_features(self, wave: np.ndarray):
+        """Return X (n_problems, n_features + 1, n_rows) of a wave, centred, and each feature's range.
+
+        Problems with fewer rows than the first repeat one, for no weight.
+        """
+        data, xp = self.data, self.backend.xp
+        n_rows, n_features = data.Xs[wave[0]].shape
+        X = xp.empty((len(wave), n_features + 1, n_rows), data.dtype)
+        X[:, -1] = float(self.settings["fit_intercept"])
+        for place, p in enumerate(wave.tolist()):
+            own = self.backend.to_device(data.Xs[p]).T
+            X[place, :-1, : own.shape[1]] = own
+            X[place, :-1, own.shape[1] :] = own[:, :1]
+        low, high = (self.backend.to_host(bound).astype(np.float64) for bound in (X[:, :-1].min(2), X[:, :-1].max(2)))
+        for p in wave[~np.isfinite(high - low).all(axis=1)].tolist():
+            raise ValueError(f"Xs must hold finite numbers, got NaN or infinity in problem {p}.")
+        center = find_center(low, high) if self.settings["fit_intercept"] else None
+        if center is not None:
+            center = center.astype(data.dtype)
+            X[:, :-1] -= self.backend.to_device(center)[:, :, np.newaxis]
+            self.center[wave] = center
+            low, high = low - center, high - center
+        return X, low, high
+
+    def stack_rows(self, X, wave: np.ndarray, unit: np.ndarray) -> IndependentRows:
+        """Return the rows of a wave, weights counted in `unit` (n_problems,)."""
+        data, backend = self.data, self.backend
+        counts, has_class = data.n_rows[wave], self.has_class[wave]
+        shape = len(wave), X.shape[2]
+        weights = absence = None
+        if data.weights is not None or counts.min() < X.shape[2]:
+            weights = np.zeros(shape, data.dtype)
+            for place, p in enumerate(wave.tolist()):
+                weights[place, : counts[place]] = 1 if data.weights is None else data.weights[p] / unit[place]
+        targets = np.zeros((*shape, has_class.shape[1]), data.dtype) if data.is_soft else np.zeros(shape, np.int64)
+        for place, p in enumerate(wave.tolist()):
+            targets[place, : counts[place]] = data.targets[p]
+        if data.is_soft or self.settings["label_smoothing"]:
+            targets = self.soft_targets(targets, has_class)
+        if not has_class.all():
+            absence = np.where(has_class.T[:, :, np.newaxis], 0, ABSENT).astype(data.dtype)
+        return IndependentRows(
+            backend.xp,
+            X,
+            targets=backend.to_device(targets),
+            weights=None if weights is None else backend.to_device(weights),
+            absence=None if absence is None else backend.to_device(absence),
+        )
+
+    def soft_targets(self, targets: np.ndarray, has_class: np.ndarray) -> np.ndarray:
+        """Return smoothed targets (n_classes, n_problems, n_rows), labels spread over the classes of their problem."""
+        dtype, smoothing = self.data.dtype, self.settings["label_smoothing"]
+        if targets.ndim == 2:
+            targets = targets[:, :, np.newaxis] == np.arange(has_class.shape[1])
+        soft = np.ascontiguousarray(targets.transpose(2, 0, 1), dtype)
+        soft *= dtype.type(1 - smoothing)
+        soft += (smoothing * has_class / has_class.sum(axis=1, keepdims=True)).T[:, :, np.newaxis].astype(dtype)
+        return soft
+
+    def keep(self, wave: np.ndarray, params: np.ndarray, solution: Solution) -> None:
+        """Write down a wave's solution, with params that sum to zero over the classes that a problem has."""
+        W, has_class = params.transpose(1, 2, 0).astype(np.float64), self.has_class[wave][:, :, np.newaxis]
+        mean = (W * has_class).sum(axis=1, keepdims=True) / has_class.sum(axis=1, keepdims=True)
+        W = np.where(has_class, W - mean, 0)
+        self.coef[wave] = W[:, :, :-1]
+        self.intercept[wave] = np.where(has_class[:, :, 0], W[:, :, -1], -np.inf)
+        record = solution.value, solution.gradient_norm, solution.n_iter, solution.n_passes, solution.status
+        self.records[:, wave] = record
+
+    def unpack(self) -> ManyFits:
+        """Return what was written down as users know it."""
+        data, coef, intercept = self.data, self.coef, self.intercept
+        if coef.shape[1] == 2:
+            coef, intercept = coef[:, 1:] - coef[:, :1], intercept[:, 1:] - intercept[:, :1]
+        coef = coef.astype(data.dtype)
+        if self.center.any():  # from the rounded coefficients: offset times rounding is no rounding
+            intercept = intercept - (coef.astype(np.float64) @ self.center[:, :, np.newaxis])[:, :, 0]
+        else:
+            intercept = intercept.astype(data.dtype)
+        objective, gradient_norm, n_iter, n_passes, status = self.records
+        status = np.array([Status(int(number)) for number in status], object)
+        records = status, n_iter.astype(np.int32), n_passes, objective, gradient_norm
+        settings = self.settings | {"C": data.C}
+        return ManyFits(coef, intercept, data.classes, *records, self.has_class, self.center, settings)
+
+
+def _warn_unless_converged(fits: ManyFits, tol: float) -> None:
+    is_short = ~(fits.gradient_norm <= tol) | (fits.status == Status.ITERATION_LIMIT)
+    if not is_short.any():
+        return
+    short = np.flatnonzero(is_short)
+    first = ", ".join(f"{p} ({fits.status[p]})" for p in short[:5].tolist())
+    warnings.warn(
+        f"{len(short)} of {len(fits)} problems did not converge: {first}{', …' * (len(short) > 5)}. Increase max_iter, "
+        "scale the features, give Xs as float64, or loosen tol.",
+        ConvergenceWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,94 @@
+"""How many problems that share no rows are fitted at once: pure arithmetic, as in `plan`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpusoftmax.exceptions import WorkspaceError
+from gpusoftmax.plan import MAX_METRIC_FEATURES
+
+WAVE_BYTES = {"cpu": 96 << 20, "cuda": 1 << 30}  # below, a wave has too little to do for its Python
+UNBOUNDED = 1 << 62
+N_PAIRS = 6  # more saved small problems few passes, and each costs three vectors
+N_VECTORS = 16  # of a solver beside its pairs: points, gradients, directions, and what it computes them from
+N_LOGITS = 4  # arrays of the logits' size while their softmax is taken
+N_FACTORS = 8  # arrays of a factor's size, in float64, while one is made
+FACTOR_BYTES = 16 << 20  # of those made together
+
+
+@dataclass(frozen=True)
+class WavePlan:
+    """Waves of problems, the largest first; in each all have as many rows as its first.
+
+    waves : list of arrays of int
+    n_threads : waves that run at once
+    n_factored : problems whose factors of a full metric are made together; zero for diagonal metrics only
+    """
+
+    waves: list[np.ndarray]
+    n_threads: int
+    n_factored: int
+
+
+def plan_waves(
+    n_rows: np.ndarray,
+    n_features: int,
+    n_classes: int,
+    dtype: np.dtype,
+    device: str,
+    n_threads: int,
+    *,
+    is_soft: bool,
+    budget_bytes: int | None = None,
+) -> WavePlan:
+    """Cut problems into waves that have room in a cache, or in a budget.
+
+    Parameters
+    ----------
+    n_rows : array of int, shape (n_problems,)
+    n_features, n_classes : int
+    dtype : compute dtype
+    device : {"cpu", "cuda"}
+    n_threads : threads that can run waves
+    is_soft : whether targets are made (rows, n_classes)
+    budget_bytes : most bytes of all waves that run at once, with X, targets and the solver's vectors; None for no bound
+
+    Raises
+    ------
+    WorkspaceError
+        The largest problem alone does not fit; the message names a budget that does.
+    """
+    order = np.argsort(-n_rows, kind="stable")
+    largest, sizes = int(n_rows.max()), (n_features, n_classes, dtype.itemsize, is_soft)
+    least = _problem_bytes(largest, *sizes)
+    budget = UNBOUNDED if budget_bytes is None else budget_bytes
+    if least > budget:
+        raise WorkspaceError(
+            f"memory_budget={budget_bytes} bytes is too small for one problem of {largest} rows, {n_features} features "
+            f"and {n_classes} classes: give at least memory_budget={least}."
+        )
+    n_threads = min(n_threads, len(n_rows), budget // least)
+    room = min(max(WAVE_BYTES[device], least), budget // n_threads)
+    factor = 8 * N_FACTORS * (n_features + 1) ** 2
+    spare = min(FACTOR_BYTES, (room - least) // 2)  # a metric's temporaries come beside what else a wave holds
+    n_factored = spare // factor if n_features < MAX_METRIC_FEATURES else 0
+    room -= n_factored * factor
+    each = np.array([_problem_bytes(int(n), *sizes) for n in n_rows[order]])
+    n_turns = -(-int(each.sum()) // (n_threads * room))
+    fewest = -(-len(order) // (n_turns * n_threads))  # what leaves no thread idle in the last turn
+    waves, start = [], 0
+    while start < len(order):
+        stop = start + max(1, min(int(room // each[start]), fewest))
+        waves.append(order[start:stop])
+        start = stop
+    return WavePlan(waves, min(n_threads, len(waves)), n_factored)
+
+
+def _problem_bytes(n_rows: int, n_features: int, n_classes: int, size: int, is_soft: bool) -> int:
+    """Return the bytes of one problem in a wave: X, pairs and factor twice, since a wave that shrinks is copied."""
+    n_params = (n_features + 1) * n_classes
+    rows = n_rows * (2 * (n_features + 1) * size + (N_LOGITS + 2 * is_soft) * n_classes * size + 8 * 8)
+    slots = N_PAIRS + 1
+    solver = (2 * 3 * slots + N_VECTORS) * n_params * size + 8 * 6 * slots**2
+    factors = 2 * size * (n_features + 1) ** 2 if n_features < MAX_METRIC_FEATURES else 0
+    return rows + solver + factors + 4096
