@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from gpusoftmax.cross_validation import SoftmaxRegressionCV
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import ConvergenceWarning, NonFiniteError, WorkspaceError
 from gpusoftmax.functional import loss_and_gradient
@@ -16,6 +17,7 @@ __all__ = [
     "ManyFits",
     "NonFiniteError",
     "SoftmaxRegression",
+    "SoftmaxRegressionCV",
     "Status",
     "SweepResult",
     "WorkspaceError",

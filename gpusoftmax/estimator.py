@@ -186,7 +186,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         MemoryError
             The device has too little memory.
         """
-        with _unchanged_on_failure(self):
+        with unchanged_on_failure(self):
             self._validate_params()
             X, home = receive(X)
             backend = get_backend(self.device, home.cuda_device)
@@ -229,7 +229,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 
     def _fit(self, X, home, y, sample_weight, classes, backend):
         """Fit X, as `receive` returns it; the rest is as the user gave it."""
-        source, code = encode(self, X, home, y, sample_weight, classes, backend)
+        self._fit_encoded(*encode(self, X, home, y, sample_weight, classes, backend), backend)
+
+    def _fit_encoded(self, source, code, backend):
+        """Fit what `encode` returned."""
         solution, center = train(
             self._training(code),
             with_class_weight(source, self.class_weight, code.classes, backend),
@@ -347,7 +350,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 
 
 @contextmanager
-def _unchanged_on_failure(estimator: BaseEstimator) -> Iterator[None]:
+def unchanged_on_failure(estimator: BaseEstimator) -> Iterator[None]:
     """Restore the estimator's attributes if anything is raised, Ctrl-C included."""
     before = vars(estimator).copy()
     try:

@@ -280,15 +280,31 @@ def sweep(
         raise ValueError("class_weight and label_smoothing must not be empty lists.")
     X, home = receive(X)
     backend = get_backend(device, home.cuda_device)
-    with backend.active(), _interrupts(on_interrupt == "return") as is_interrupted:
+    with backend.active():
         source, code = encode(template, X, home, y, sample_weight, classes, backend)
-        folds = Folds.of(to_host(cv), shadow(source.X), _labels(source), to_host(groups))
+        folds = Folds.of(to_host(cv), shadow(source.X), labels_of(source), to_host(groups))
         problems = Problems.grid(strengths, folds.n_folds, len(class_weights), smoothings)
-        with SweepProgress(len(problems), is_shown=bool(verbose)) as progress:
-            run = _Run(template, source, code, folds, problems, class_weights, backend, progress, is_interrupted)
-            result = run.solve()
-    _warn_unless_converged(result, tol)
+        with _interrupts(on_interrupt == "return") as is_interrupted:
+            result = solve(template, source, code, folds, problems, class_weights, backend, verbose, is_interrupted)
+    warn_unless_converged(result, tol)
     return result
+
+
+def solve(
+    template: SoftmaxRegression,
+    source: ArraySource,
+    code: Code,
+    folds: Folds,
+    problems: Problems,
+    class_weights: list,
+    backend: Backend,
+    verbose: int = 0,
+    is_interrupted: threading.Event | None = None,
+) -> SweepResult:
+    """Fit problems to what `encode` returned; `template` has the parameters that they share."""
+    event = is_interrupted or threading.Event()
+    with SweepProgress(len(problems), is_shown=bool(verbose)) as progress:
+        return _Run(template, source, code, folds, problems, class_weights, backend, progress, event).solve()
 
 
 def check_strengths(Cs) -> np.ndarray:
@@ -309,7 +325,7 @@ def check_strengths(Cs) -> np.ndarray:
     return strengths
 
 
-def _labels(source: ArraySource) -> np.ndarray:
+def labels_of(source: ArraySource) -> np.ndarray:
     """Return each row's class on the host, the likeliest where targets are soft."""
     return to_host(source.targets.argmax(axis=1) if source.targets.ndim == 2 else source.targets)
 
@@ -333,7 +349,8 @@ def _interrupts(is_caught: bool) -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _warn_unless_converged(result: SweepResult, tol: float) -> None:
+def warn_unless_converged(result: SweepResult, tol: float) -> None:
+    """Warn, on behalf of the caller's caller, of problems that did not converge."""
     is_short = ~(result.gradient_norm <= tol) | (result.status == Status.ITERATION_LIMIT)
     is_short &= result.status != Status.STOPPED
     if is_short.any():
@@ -417,6 +434,7 @@ class _Run:
     def solve_part(self, source: ArraySource, folds: np.ndarray, grid: np.ndarray) -> None:
         """Solve problems that differ in strength and fold only, (n_strengths, n_folds), wave by wave."""
         backend, training = self.backend, self.template._training(self.code)
+        source = backend.place(source)
         plan = plan_sweep(
             *(source.n_rows, source.n_features, len(folds)),
             self.problems.C[grid[:, 0]],

@@ -1,11 +1,12 @@
-"""A pytest plugin that points scikit-learn's own tests of LogisticRegression at SoftmaxRegression.
+"""A pytest plugin that points scikit-learn's own tests of LogisticRegression at SoftmaxRegression, or of both's CV.
 
     pytest -p sklearn_dropin --listed sklearn_allowed.txt --pyargs sklearn.linear_model.tests.test_logistic
 
 `--listed` runs the tests that the file names and no other. `--sabotaged` breaks the adapter for each of them in the way
 that heads its section of the file: each must then fail, or it would check nothing of ours. `--sabotage NAME` breaks
-it in one way for all: so a test's section is found. `test_sklearn_own_tests.py` does the first two, out of reach of the
-pytest configuration of this project.
+it in one way for all: so a test's section is found. LogisticRegressionCV is ours only in sections whose sabotage breaks
+it; elsewhere it is scikit-learn's, to be compared with. `test_sklearn_own_tests.py` does the first two, out of reach of
+the pytest configuration of this project.
 """
 
 import warnings
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 import sklearn.linear_model
 from scipy.sparse import issparse
+from sklearn import get_config
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import get_tags
 
-from gpusoftmax import SoftmaxRegression
+from gpusoftmax import SoftmaxRegression, SoftmaxRegressionCV
 
 SMOOTH_SOLVERS = {"lbfgs", "newton-cg", "newton-cholesky", "sag", "saga"}  # their one minimum is ours
 
@@ -66,7 +68,9 @@ class LogisticRegression(SoftmaxRegression):
         self.n_jobs = n_jobs
 
     def fit(self, X, y, sample_weight=None):
-        self._refuse_what_is_not_ours()
+        # liblinear penalises the intercept: without one it solves our problem.
+        has_our_minimum = self.solver in SMOOTH_SOLVERS or (self.solver == "liblinear" and not self.fit_intercept)
+        refuse_what_is_not_ours(self, has_our_minimum, l1_ratio=0, intercept_scaling=1)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             super().fit(self._dense(X), y, sample_weight)
@@ -86,17 +90,68 @@ class LogisticRegression(SoftmaxRegression):
     def decision_function(self, X):
         return super().decision_function(self._dense(X))
 
-    def _refuse_what_is_not_ours(self):
-        # liblinear penalises the intercept: without one it solves our problem.
-        has_our_minimum = self.solver in SMOOTH_SOLVERS or (self.solver == "liblinear" and not self.fit_intercept)
-        ours = {"penalty": "deprecated", "l1_ratio": 0, "dual": False, "intercept_scaling": 1, "n_jobs": None}
-        foreign = {name: value for name, value in self.get_params().items() if ours.get(name, value) != value}
-        if foreign or not has_our_minimum:
-            raise NotImplementedError(f"SoftmaxRegression has no {foreign or self.solver!r}.")
-
     def _dense(self, X):
         # Some tests of dense X end with a sparse one. Only they are listed, no test of sparse X itself.
         return X.toarray() if issparse(X) and not get_tags(self).input_tags.sparse else X
+
+
+class LogisticRegressionCV(SoftmaxRegressionCV):
+    """SoftmaxRegressionCV behind LogisticRegressionCV's signature, with its attributes from scikit-learn 1.10 on."""
+
+    def __init__(
+        self,
+        *,
+        Cs=10,
+        l1_ratios="warn",
+        fit_intercept=True,
+        cv=None,
+        dual=False,
+        penalty="deprecated",
+        scoring="warn",
+        solver="lbfgs",
+        tol=1e-4,
+        max_iter=100,
+        class_weight=None,
+        n_jobs=None,
+        verbose=0,
+        refit=True,
+        intercept_scaling=1.0,
+        random_state=None,
+        use_legacy_attributes="warn",
+    ):
+        super().__init__(
+            Cs=Cs,
+            cv=cv,
+            scoring=None if scoring == "warn" else scoring,
+            refit=refit,
+            fit_intercept=fit_intercept,
+            class_weight=class_weight,
+            tol=tol,
+            max_iter=max_iter,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.l1_ratios = l1_ratios
+        self.dual = dual
+        self.penalty = penalty
+        self.solver = solver
+        self.n_jobs = n_jobs
+        self.intercept_scaling = intercept_scaling
+        self.use_legacy_attributes = use_legacy_attributes
+
+    def fit(self, X, y, sample_weight=None, *, groups=None, **params):
+        has_our_minimum = self.solver in SMOOTH_SOLVERS or (self.solver == "liblinear" and not self.fit_intercept)
+        is_ours = self.l1_ratios in ("warn", (0,)) and self.use_legacy_attributes is not True
+        refuse_what_is_not_ours(self, has_our_minimum and is_ours, intercept_scaling=1)
+        return super().fit(X, y, sample_weight, groups=groups, **params)
+
+
+def refuse_what_is_not_ours(estimator, has_our_minimum, **ours):
+    ours = {"penalty": "deprecated", "dual": False, "n_jobs": None} | ours
+    given = estimator.get_params()
+    foreign = {name: given[name] for name in ours if given[name] != ours[name]}
+    if foreign or not has_our_minimum:
+        raise NotImplementedError(f"{type(estimator).__name__} has no {foreign or estimator.solver!r}.")
 
 
 def _in_their_words(warning):
@@ -238,13 +293,33 @@ class FrozenPredictions(LogisticRegression):
         self._fitted = self.coef_.copy(), self.intercept_.copy()
         return self
 
-    def _params(self):
+    def _params(self, coef):
         if hasattr(self, "_fitted"):
-            self.coef_, self.intercept_ = self._fitted
-        return super()._params()
+            coef, self.intercept_ = self._fitted
+        return super()._params(coef)
 
 
-SABOTAGES = {cls.__name__: cls for cls in LogisticRegression.__subclasses__()}
+class NoScoring(LogisticRegressionCV):
+    _scoring = "accuracy"
+
+
+class FoldsWithoutWeights(LogisticRegressionCV):
+    def fit(self, X, y, sample_weight=None, **params):
+        return super().fit(X, y, **params)
+
+
+class ScoresWithRoutedWeightsOnly(LogisticRegressionCV):
+    def score(self, X, y, sample_weight=None, **params):
+        return super().score(X, y, sample_weight if get_config()["enable_metadata_routing"] else None, **params)
+
+
+class AnyParams(LogisticRegressionCV):
+    def fit(self, X, y, sample_weight=None, **params):
+        return super().fit(X, y, sample_weight)
+
+
+ADAPTERS = [LogisticRegression, LogisticRegressionCV]
+SABOTAGES = {cls.__name__: cls for adapter in ADAPTERS for cls in adapter.__subclasses__()}
 
 
 def read_listed(path):
@@ -276,9 +351,12 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def _sabotage(request, monkeypatch):
-    name = request.config.getoption("sabotage")
-    if request.config.getoption("sabotaged"):
-        name = read_listed(request.config.getoption("listed"))[request.node.name]
+def _adapt(request, monkeypatch):
+    listed, name = request.config.getoption("listed"), request.config.getoption("sabotage")
+    is_sabotaged = name is not None or request.config.getoption("sabotaged")
+    if name is None and listed:
+        name = read_listed(listed)[request.node.name]
     if name:
-        monkeypatch.setattr(request.module, "LogisticRegression", SABOTAGES[name])
+        sabotage = SABOTAGES[name]
+        adapter = next(adapter for adapter in ADAPTERS if issubclass(sabotage, adapter))
+        monkeypatch.setattr(request.module, adapter.__name__, sabotage if is_sabotaged else adapter)
