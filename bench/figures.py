@@ -1,7 +1,7 @@
 """Drawing results as SVG, for light and for dark pages."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,6 +87,14 @@ def draw_bars(groups: dict[str, dict[str, float]], folder: Path, name: str, labe
             ax.set_xticks(range(len(groups)), groups)
             ax.set_ylabel(label)
             _legend(figure, [ax])
+
+
+def draw_axes(draw: Callable, folder: Path, name: str) -> None:
+    """Have `draw` draw on axes as wide as a page."""
+    for theme in THEMES:
+        with _canvas(folder / f"{name}-{theme}.svg", theme, 1) as (figure, (ax,), _):
+            figure.set_size_inches(7.3, 4)
+            draw(ax)
 
 
 class _Colours(dict):

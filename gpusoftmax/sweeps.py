@@ -17,7 +17,7 @@ from gpusoftmax.callbacks import SweepProgress
 from gpusoftmax.encoding import Code, encode, with_class_weight
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import ConvergenceWarning
-from gpusoftmax.interop import receive, shadow, to_host
+from gpusoftmax.interop import receive, to_host
 from gpusoftmax.plan_sweep import plan_sweep
 from gpusoftmax.problems import Folds, Problems
 from gpusoftmax.solvers.base import Progress, Solution, Status
@@ -282,7 +282,7 @@ def sweep(
     backend = get_backend(device, home.cuda_device)
     with backend.active():
         source, code = encode(template, X, home, y, sample_weight, classes, backend)
-        folds = Folds.of(to_host(cv), shadow(source.X), labels_of(source), to_host(groups))
+        folds = Folds.of(to_host(cv), source.X, labels_of(source), to_host(groups))
         problems = Problems.grid(strengths, folds.n_folds, len(class_weights), smoothings)
         with _interrupts(on_interrupt == "return") as is_interrupted:
             result = solve(template, source, code, folds, problems, class_weights, backend, verbose, is_interrupted)

@@ -51,6 +51,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "functional",
     "sweeps",
     "cross_validation",
+    "plots",
 ]
 INDEPENDENT = {  # rooms that import only errors and `arrays`: they receive what they need
     "solvers": "algorithms know nothing of data, devices or softmax",

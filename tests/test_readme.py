@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
+PROBES = README.with_name("docs") / "linear-probe.md"
 
 
 def python_blocks(text):
@@ -24,6 +25,15 @@ def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     run_blocks(README.read_text(), str(README))
+
+
+def test_every_python_block_of_the_guide_to_linear_probes_runs(tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.chdir(tmp_path)
+    with plt.rc_context({"backend": "Agg"}):
+        run_blocks(PROBES.read_text(), str(PROBES))
+        plt.close("all")
+    assert (tmp_path / "path.svg").exists()
 
 
 def test_blocks_share_what_they_define():
