@@ -2,6 +2,7 @@
 
 python -m bench pass       seconds of one loss and gradient
 python -m bench fit        objective against time and passes
+python -m bench sweep      seconds of every strength on every fold, to objectives that one judge compares
 python -m bench memory     extra peak of a pass and of a fit
 python -m bench scaling    seconds over rows, features, classes and threads, with exponents
 python -m bench optimum    the optimum reached, beside scikit-learn's
@@ -13,13 +14,14 @@ import argparse
 import warnings
 from pathlib import Path
 
-from bench import fit, memory, one_pass, optimum, report, scaling
+from bench import fit, memory, one_pass, optimum, report, scaling, sweeps
 from bench.options import Options
 from bench.results import Results, default_folder
 
 MEASURES = {
     "pass": one_pass.measure,
     "fit": fit.measure,
+    "sweep": sweeps.measure,
     "memory": memory.measure,
     "scaling": scaling.measure,
     "optimum": optimum.measure,
@@ -61,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--cases", nargs="+", default=[], help="only cases with one of these in their name")
     result.add_argument("--libraries", nargs="+", default=[], help="only libraries with one of these in their name")
     result.add_argument("--rounds", type=int, default=5, help="interleaved rounds of timed calls")
-    result.add_argument("--limit", type=float, default=900, help="seconds after which one fit is stopped")
+    result.add_argument("--limit", type=float, default=900, help="seconds after which one fit or sweep is stopped")
     result.add_argument("--smoke", action="store_true", help="tiny cases, to see that everything runs")
     result.add_argument("--documents", type=Path, nargs="+", default=report.DOCUMENTS, help="what report rewrites")
     return result

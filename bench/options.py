@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from bench.cases import Case
-
 
 class Named(Protocol):
     """Anything with a name."""
@@ -24,7 +22,7 @@ class Options:
 
     data : folder of real data sets; is_fetched : whether missing ones are downloaded; cases, libraries : parts of the
     names to keep, all if empty; n_rounds : of interleaved calls; is_smoke : tiny cases, no pauses, one round;
-    limit_seconds : of one fit.
+    limit_seconds : of one fit or sweep.
     """
 
     data: Path = Path("data")
@@ -35,7 +33,7 @@ class Options:
     is_smoke: bool = False
     limit_seconds: float = 900
 
-    def choose_cases(self, full: Iterable[Case], smoke: Iterable[Case]) -> list[Case]:
+    def choose_cases(self, full: Iterable[T], smoke: Iterable[T]) -> list[T]:
         return _named(smoke if self.is_smoke else full, self.cases)
 
     def choose_libraries(self, libraries: Iterable[T]) -> list[T]:

@@ -98,6 +98,27 @@ def gaps_block(folder: Path, document: Path) -> str:
     return table(header, lines) + missing(rows) if lines else ""
 
 
+def sweep_block(folder: Path, document: Path) -> str:
+    """Return the seconds of whole sweeps, every peer's over ours for the same problems, and how objectives compare."""
+    rows = read(folder / "sweep.csv")
+    done = [row for row in rows if "times_ours" in row]
+    if not done:
+        return ""
+    peers = [library.name for library in libraries.SWEEP if library.name in names(done) and library.name != OURS]
+    header = ["sweep", "problems", "ours, s", *(f"{name} ÷ ours" for name in peers), "ours over the best"]
+    lines, objectives = [], []
+    for case in dict.fromkeys(row["case"] for row in done):
+        by_library = {row["library"]: row for row in done if row["case"] == case}
+        ours, others = by_library.get(OURS, {}), [by_library.get(name, {}) for name in peers]
+        about = [case_name({"case": case}), f"{next(iter(by_library.values()))['n_problems']:,.0f}"]
+        excess = number(ours.get("worst_excess"), ".1e")
+        lines.append([*about, number(ours.get("seconds"), ".3g"), *map(times, others), excess])
+        objectives.append([about[0], excess, *map(excesses, others)])
+    legend = "\nEvery library's objective over the best at worst, and in brackets ours over that library's:\n\n"
+    text = table(header, lines) + legend + table(["sweep", "ours", *peers], objectives)
+    return text + (missing(rows) if document == ROOT.parent else "")
+
+
 def memory_block(folder: Path, document: Path) -> str:
     """Return the extra peak of a pass and of a fit."""
     rows = [row for row in read(folder / "memory.csv") if "cold_bytes" in row]
@@ -174,6 +195,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "pass": pass_block,
     "fit": fit_block,
     "gaps": gaps_block,
+    "sweep": sweep_block,
     "memory": memory_block,
     "scaling": scaling_block,
     "optimum": optimum_block,
@@ -266,7 +288,18 @@ def shape(row: Row) -> str:
 
 def case_name(row: Row) -> str:
     """Return a case's name as a reader would write it."""
-    return str(row["case"]).removesuffix("-float32").replace("-", " ")
+    return str(row["case"]).replace("-float32", "").replace("-", " ")
+
+
+def times(row: Row) -> str:
+    """Return a sweep's seconds over ours, and for how many problems if not for all."""
+    is_part = row.get("n_compared") != row.get("n_problems")
+    return number(row.get("times_ours"), ".1f") + (f" (first {row['n_compared']:.0f})" if is_part else "")
+
+
+def excesses(row: Row) -> str:
+    """Return how far a sweep's worst objective is above the best library's, and ours above the sweep's."""
+    return f"{number(row['worst_excess'], '.1e')} ({number(row['ours_worst_excess'], '.1e')})" if row else "–"
 
 
 def number(value: float | None, spec: str = ".2f") -> str:

@@ -1,17 +1,21 @@
 """The benchmark suite: every documented command lives, failures are rows, and what is timed was checked first."""
 
+import contextlib
 import gzip
+import itertools
 import os
 import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bench import cases, fit, fresh, judge, libraries, one_pass, report, results, scaling
+from bench import cases, fit, fresh, grids, judge, libraries, one_pass, report, results, scaling, sweeps
 from bench.__main__ import main
 from bench.cases import Case
 from bench.libraries.base import Pass
@@ -39,16 +43,16 @@ def smoke(tmp_path_factory):
 
 
 def test_smoke_fills_every_table_and_fails_only_where_something_is_missing(smoke):
-    tables = {"pass", "fit", "curves", "memory", "scaling", "exponents", "optimum"}
+    tables = {"pass", "fit", "curves", "sweep", "memory", "scaling", "exponents", "optimum"}
     assert set(smoke) == {*tables, "folder"}
     errors = {row["error"].split()[0] for name in tables for row in smoke[name] if "error" in row}
     assert errors <= {"needs", "FileNotFoundError:"}
-    for name in ("pass", "fit", "memory", "scaling"):
+    for name in ("pass", "fit", "sweep", "memory", "scaling"):
         assert "gpusoftmax" in {row["library"] for row in smoke[name] if "error" not in row}
 
 
 def test_a_missing_data_set_is_a_row(smoke):
-    for name in ("fit", "memory", "optimum"):
+    for name in ("fit", "sweep", "memory", "optimum"):
         assert any("No such file: no_such_set.npz" in row.get("error", "") for row in smoke[name])
 
 
@@ -56,6 +60,7 @@ def test_every_library_has_a_row(smoke):
     quick = {library.name for library in libraries.PASS if library is not libraries.COMPILED}
     assert {row["library"] for row in smoke["pass"]} == quick
     assert {row.get("library") for row in smoke["fit"]} == {*(library.name for library in libraries.FIT), None}
+    assert {row.get("library") for row in smoke["sweep"]} == {*(library.name for library in libraries.SWEEP), None}
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("smoke")])
@@ -171,6 +176,85 @@ def test_a_fit_is_stopped_when_its_time_is_up():
     data = cases.make(Case("teacher", 300, 5, 3), Path())
     with pytest.raises(TimeIsUpError):
         libraries.OURS.fit(data, Recorder(0))
+
+
+# ---------------------------------------------------------------- sweeps
+
+FOLDS, WHOLE, SETS = grids.SMOKE[:3]
+
+
+@pytest.mark.parametrize("case", [FOLDS, WHOLE, SETS], ids=lambda case: case.name)
+@pytest.mark.parametrize("library", libraries.SWEEP, ids=lambda library: library.name)
+def test_every_sweep_fits_the_problems_of_its_grid_in_order(library, case):
+    runs = sweeps.Runs(library, grids.make(replace(case, n_strengths=min(case.n_strengths, 2)), Path()))
+    runs.grid = replace(runs.grid, Cs=np.array([0.01, 0.1])[: len(runs.grid.Cs)])
+    try:
+        runs.run()
+    except libraries.base.UnavailableError as error:
+        pytest.skip(str(error))
+    assert len(runs.ends) == len(runs.grid)
+    for p, value in enumerate(runs.objectives()):
+        X, y, C = runs.grid.problem(p)
+        optimum = SoftmaxRegression(C=C, tol=1e-8).fit(X.astype(np.float64), y).objective_
+        assert optimum * (1 - 1e-9) <= value <= optimum * (1 + 1e-4)
+
+
+@pytest.mark.parametrize(("case", "n_done", "n_problems"), [(FOLDS, 5, 4), (WHOLE, 1, 1), (SETS, 3, 3)])
+def test_the_head_of_a_grid_has_its_first_problems(case, n_done, n_problems):
+    grid = grids.make(case, Path())
+    assert grid.n_comparable(n_done) == n_problems
+    head = grid.head(n_problems)
+    assert len(head) == n_problems
+    for p in range(n_problems):
+        for part, of_all in zip(head.problem(p), grid.problem(p), strict=True):
+            np.testing.assert_array_equal(part, of_all)
+    if case is SETS:
+        assert len(head.X) == len(head.y) == n_problems
+
+
+@pytest.fixture
+def sweep_rows(tmp_path, monkeypatch):
+    """Return a function that gives the rows of a sweep on a clock of one second a look."""
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__, sleep=lambda seconds: None)
+
+    def measure(limit_seconds, *candidates):
+        monkeypatch.setattr(sweeps, "time", clock)
+        monkeypatch.setattr(libraries, "SWEEP", candidates)
+        monkeypatch.setattr(grids, "SMOKE", [FOLDS])
+        with results.Results(tmp_path, "sweep") as log:
+            sweeps.measure(Options(is_smoke=True, limit_seconds=limit_seconds), log)
+        return results.read(tmp_path / "sweep.csv")
+
+    return measure
+
+
+def test_a_sweep_that_is_stopped_is_compared_on_what_it_did(sweep_rows):
+    rows = sweep_rows(4.5, libraries.TOGETHER, libraries.LOOP, libraries.ScikitLearnCV())
+    assert [row["n_problems"] for row in rows] == [6, 6, 6]
+    assert [row["n_compared"] for row in rows] == [6, 4, 2]  # strengths of two folds, CV's those of half the time
+    assert [row["seconds"] for row in rows] == [1, 4, 1]
+    assert [row["times_ours"] for row in rows] == [1, 4, 1]
+    assert [report.times(row) for row in rows] == ["1.0", "4.0 (first 4)", "1.0 (first 2)"]
+
+
+def test_ours_is_timed_on_the_same_problems_alone(monkeypatch):
+    swept = []
+    together = SimpleNamespace(sweep=lambda grid: swept.append(grid) or iter([[None] * len(grid)]))
+    monkeypatch.setattr(sweeps, "closing", contextlib.nullcontext)
+    ours = sweeps.Runs(together, grids.make(FOLDS, Path()))
+    ours.run()
+    assert sweeps.on_the_first(6, ours) is ours
+    assert len(sweeps.on_the_first(4, ours).fits) == 4
+    assert [len(grid) for grid in swept] == [6, 4]
+
+
+def test_a_sweep_that_does_nothing_in_time_is_a_row(sweep_rows):
+    (row,) = sweep_rows(0, libraries.LOOP)
+    assert row["error"].startswith("TimeoutError: stopped after 1 s")
+
+
+def test_excess_is_that_of_the_worst_problem():
+    assert sweeps.worst_excess(np.array([1.0, 3.0]), np.array([2.0, 2.0, 1.0])) == 0.5
 
 
 # ---------------------------------------------------------------- judging

@@ -1,19 +1,22 @@
-"""The libraries that are compared: one adapter a file, each answering `base.PassLibrary` or `base.FitLibrary`."""
+"""The libraries that are compared: one adapter a file, each answering a protocol of `base`."""
 
-from bench.libraries.base import FitLibrary, PassLibrary
+from bench.libraries.base import FitLibrary, PassLibrary, SweepLibrary
 from bench.libraries.cuda import Cuml, ScikitLearnOnCupy
 from bench.libraries.floors import ReadOnce, TwoGemms
 from bench.libraries.jax_jit import Jax
 from bench.libraries.linear_cross_entropy import KERNELS, LinearCrossEntropy
 from bench.libraries.naive import Naive
 from bench.libraries.ours import Ours
+from bench.libraries.ours_sweep import OursOneByOne, OursTogether
 from bench.libraries.pytorch import PyTorch
 from bench.libraries.pytorch_lbfgs import PyTorchLBFGS
 from bench.libraries.scikit_learn import ScikitLearn
+from bench.libraries.scikit_learn_sweep import ScikitLearnCV, ScikitLearnLoop
 
 OURS, SCIKIT_LEARN, PYTORCH, GEMMS, READ = Ours(), ScikitLearn(), PyTorch(), TwoGemms(), ReadOnce()
 ONE_THREAD = ScikitLearn("scikit-learn, 1 thread", limit=1)
 COMPILED = PyTorch("PyTorch compiled", is_compiled=True)
+TOGETHER, LOOP = OursTogether(), ScikitLearnLoop()
 
 PASS: tuple[PassLibrary, ...] = (
     OURS,
@@ -41,4 +44,12 @@ FIT: tuple[FitLibrary, ...] = (
     ScikitLearnOnCupy(),
     Cuml(),
     PyTorchLBFGS("PyTorch LBFGS CUDA", "cuda"),
+)
+SWEEP: tuple[SweepLibrary, ...] = (
+    TOGETHER,
+    OursOneByOne(),
+    LOOP,
+    ScikitLearnLoop("scikit-learn, 1 thread", limit=1),
+    ScikitLearnLoop("scikit-learn, 1 thread, tol=1e-6", limit=1, tol=1e-6),
+    ScikitLearnCV(),
 )

@@ -1,8 +1,8 @@
-"""What the suite asks of libraries, `PassLibrary` and `FitLibrary`, and what they answer."""
+"""What the suite asks of libraries, `PassLibrary`, `FitLibrary` and `SweepLibrary`, and what they answer."""
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from bench.cases import Data
+from bench.grids import Grid
 
 Params = tuple[np.ndarray, np.ndarray]  # W (n_features, n_classes), b (n_classes,)
 Answer = tuple[float, np.ndarray, np.ndarray]  # mean loss, its gradient in W, in b
+Coefficients = tuple[np.ndarray, np.ndarray]  # as scikit-learn's coef_ and intercept_
 
 
 class UnavailableError(Exception):
@@ -66,6 +68,20 @@ class FitLibrary(Protocol):
 
     def fit(self, data: Data, record: Record) -> Params:
         """Minimise mean loss + ‖W‖² / (2 C n_rows), tell `record` of every evaluation, and return the optimum."""
+
+
+class SweepLibrary(Protocol):
+    """A way to fit all problems of a sweep; `name` and `settings` as in `PassLibrary`.
+
+    follows : the library whose problems done in half of the limit this one gets, since it cannot be stopped; or none
+    """
+
+    name: str
+    settings: str
+    follows: str
+
+    def sweep(self, grid: Grid) -> Generator[list[Coefficients]]:
+        """Fit problem by problem in the order of the grid, and yield those done together as soon as they are."""
 
 
 def need(module: str, package: str = "") -> Any:
