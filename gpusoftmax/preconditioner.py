@@ -67,11 +67,18 @@ class KroneckerMetric:
         """Return the metric of the problems in `active`."""
         places = self.arrays.to_device(active)
         classes = None if self.classes is None else self.classes[places]
-        return replace(self, classes=classes, spectrum=self.spectrum.select(places))
+        return replace(self, classes=classes, spectrum=self.spectrum.select(active, places))
 
-    def with_strength(self, strength: np.ndarray) -> Self:
-        """Return the metric of the same loss with other penalties, which costs no pass; for one that is lasting."""
-        return replace(self, spectrum=self.spectrum.with_strength(self.arrays, strength), n_passes=0.0)
+    def adapted(self, strength: np.ndarray, spread: np.ndarray) -> Self:
+        """Return the metric with other penalties, at other params, which costs no pass; for one that is lasting.
+
+        Parameters
+        ----------
+        strength, spread : arrays of shape (n_problems,), on the host
+            Of the penalties, and the trace of E[diag(y) - yyᵀ] at those params: the level of the loss's curvature,
+            which falls by powers of ten where a model separates its rows.
+        """
+        return replace(self, spectrum=self.spectrum.adapted(self.arrays, strength, spread), n_passes=0.0)
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,8 @@ class Spectrum:
     ----------
     classes : array of shape (n_problems, n_classes)
         Eigenvalues of each B_p, relative to a common level.
+    spread : array of shape (n_problems,), on the host
+        Trace of each B_p.
     share : array of shape (n_features + 1,)
         How much of the curvature along each direction is the loss's where classes and strength are at their level.
     level : float
@@ -92,25 +101,29 @@ class Spectrum:
     """
 
     classes: np.ndarray
+    spread: np.ndarray
     share: np.ndarray
     level: float
     least: float
     curvature: np.ndarray
 
     @classmethod
-    def of(cls, arrays: Arrays, classes, share, level: float, least: float, strength: np.ndarray) -> Self:
+    def of(cls, arrays: Arrays, classes, spread, share, level: float, least: float, strength: np.ndarray) -> Self:
         """Return the spectrum with penalties of some strength, (n_problems,) on the host."""
         curvature = classes[:, np.newaxis, :] * share[:, np.newaxis]
         relative = arrays.to_device(strength / level, share.dtype)
         curvature += relative[:, np.newaxis, np.newaxis] * (1 - share)[:, np.newaxis]
-        arrays.xp.maximum(curvature, least, out=curvature)
-        return cls(classes, share, level, least, curvature)
+        largest = curvature.max(axis=(1, 2), keepdims=True)
+        arrays.xp.maximum(curvature, least * arrays.xp.minimum(largest, 1), out=curvature)
+        return cls(classes, spread, share, level, least, curvature)
 
-    def with_strength(self, arrays: Arrays, strength: np.ndarray) -> Self:
-        return self.of(arrays, self.classes, self.share, self.level, self.least, strength)
+    def adapted(self, arrays: Arrays, strength: np.ndarray, spread: np.ndarray) -> Self:
+        ratio = arrays.to_device(spread / self.spread, self.classes.dtype)
+        classes = ratio[:, np.newaxis] * self.classes
+        return self.of(arrays, classes, spread, self.share, self.level, self.least, strength)
 
-    def select(self, places) -> Self:
-        return replace(self, classes=self.classes[places], curvature=self.curvature[places])
+    def select(self, kept: np.ndarray, places) -> Self:
+        return replace(self, classes=self.classes[places], spread=self.spread[kept], curvature=self.curvature[places])
 
 
 def kronecker_metric(
@@ -133,7 +146,7 @@ def kronecker_metric(
         Relative rounding error of the sums.
     n_passes : float
     is_lasting : bool
-        Whether `with_strength` will be asked for: only the eigenproblem's answer serves every strength.
+        Whether it will be `adapted`: only the eigenproblem's answer serves every strength.
 
     Raises
     ------
@@ -168,6 +181,7 @@ def kronecker_metric(
     spectrum = Spectrum.of(
         arrays,
         arrays.to_device(sigma, gram.dtype),
+        np.maximum(spread, tiny),
         arrays.to_device(share, gram.dtype),
         level=reference or 1.0,
         least=float(np.sqrt(precision)),

@@ -461,6 +461,7 @@ class _Run:
         """Solve each path's problems, (n_paths, n_stages), one from where the one before ended."""
         self.center = bound.center
         solution: Solution | None = None
+        spread = np.empty(0)
         for stage in range(wave.shape[1]):
             kept = np.flatnonzero(wave[:, stage] >= 0)
             if len(kept) < len(wave):
@@ -472,8 +473,8 @@ class _Run:
                 solution = bound.solve(self.solver, C, bound.first_params, self.hear)
             else:
                 before_C = self.strengths(wave[:, stage - 1])
-                solution = bound.solve_next(self.solver, C, solution, before_C, self.hear)
-            self.record(bound, places, solution)
+                solution = bound.solve_next(self.solver, C, solution, before_C, spread[kept], self.hear)
+            spread = self.record(bound, places, solution)
             self.progress.finish(len(places))
             if self.is_interrupted.is_set():
                 return
@@ -482,8 +483,8 @@ class _Run:
         self.progress.hear(progress)
         return self.is_interrupted.is_set()
 
-    def record(self, bound: Bound, places: np.ndarray, solution: Solution) -> None:
-        """Write down a stage's solutions and how well they do."""
+    def record(self, bound: Bound, places: np.ndarray, solution: Solution) -> np.ndarray:
+        """Write down a stage's solutions and how well they do; return the spread of their softmax on rows fitted."""
         of_all = self.solution
         of_all.params[:, places] = self.backend.to_host(solution.params)
         for name in ("value", "gradient_norm", "remaining_decrease", "n_iter", "n_passes", "status"):
@@ -496,6 +497,7 @@ class _Run:
         loss, correct, weight = (self.backend.to_host(each) for each in (sums.loss, sums.correct, sums.weight))
         with np.errstate(invalid="ignore"):
             self.loss[:n_sets, places], self.accuracy[:n_sets, places] = loss / weight, correct / weight
+            return self.backend.to_host(sums.spread)[0] / weight[0]
 
     def result(self) -> SweepResult:
         solution = self.solution

@@ -140,14 +140,16 @@ class Bound:
         params = self.backend.to_device(params)
         return climb(solver, self.objectives(C), params, callback, is_exact=is_exact, known=known)
 
-    def solve_next(self, solver: LBFGS, C, before: Solution, before_C, callback: Callback | None = None) -> Solution:
+    def solve_next(
+        self, solver: LBFGS, C, before: Solution, before_C, spread: np.ndarray, callback: Callback | None = None
+    ) -> Solution:
         """Fit every problem again with other strengths, from a solution on the device and what it knows.
 
-        What the other penalty changes of value and gradient takes no pass. A problem without a finite solution starts
-        anew.
+        What the other penalty changes of value and gradient takes no pass, nor does the metric, which is told the
+        `spread` of the softmax there; see `KroneckerMetric.adapted`. A problem without a finite solution starts anew.
         """
         strength = self.backend.to_host(self.objectives(C)[-1].penalty.strength)
-        metric = None if before.metric is None else before.metric.with_strength(strength)
+        metric = None if before.metric is None else before.metric.adapted(strength, spread)
         is_finite = np.isfinite(before.value) & np.isfinite(before.gradient_norm)
         if not is_finite.all():
             chosen = self.backend.to_device(is_finite)[:, np.newaxis]

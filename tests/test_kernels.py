@@ -442,6 +442,8 @@ class TestScores:
         assert_close(sums.loss[0], loss, 1e-13)
         assert_close(sums.correct[0], correct, 1e-13)
         assert_close(sums.weight[0], data.full_weights().sum(axis=0), 1e-13)
+        _, classes = reference.curvature(data.X, data.full_weights(), data.params)
+        assert_close(sums.spread[0], np.trace(classes, axis1=1, axis2=2), 1e-13)
 
     def test_of_several_sets_of_rows(self):
         data = make_data(300, 4, 2, 5)

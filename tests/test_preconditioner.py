@@ -303,34 +303,44 @@ class TestExtremes:
         assert np.isfinite(metric.apply(np.ones((3, 1, n_classes)))).all()
 
 
-class TestOtherStrengths:
-    """A lasting metric serves every strength: what it took from the rows does not depend on the penalty."""
+class TestAdapted:
+    """A lasting metric serves every strength and level of curvature: no more than those of it depend on params."""
 
     @pytest.mark.parametrize("diagonal_features", [False, True])
     @pytest.mark.parametrize("diagonal_classes", [False, True])
     @pytest.mark.parametrize("other", STRENGTHS.values(), ids=STRENGTHS)
-    def test_give_the_inverse_of_the_hessian_with_them(self, other, diagonal_features, diagonal_classes):
+    def test_gives_the_inverse_of_the_hessian_with_other_strengths(self, other, diagonal_features, diagonal_classes):
         options = {"diagonal_features": diagonal_features, "diagonal_classes": diagonal_classes}
-        metric = made_metric(np.array([0.05, 0.1, 0.2]), is_lasting=True, **options).with_strength(other)
-        if not (other > 0).all():
-            other = np.maximum(other, 1e-300)
-        rng = np.random.default_rng(0)
-        gradient = rng.normal(size=(N_FEATURES + 1, N_PROBLEMS, N_CLASSES))
-        gradient -= gradient.mean(axis=2, keepdims=True)
+        metric = made_metric(np.array([0.05, 0.1, 0.2]), is_lasting=True, **options)
+        metric = metric.adapted(other, metric.spectrum.spread)
+        other = np.maximum(other, 1e-300)
+        gradient = centred_gradient()
         for p in range(N_PROBLEMS):
             expected = dense_inverse(p, other, **options) @ gradient[:, p].ravel()
             assert_close(metric.apply(gradient)[:, p].ravel(), expected, 1e-6)
 
-    def test_cost_no_pass_and_leave_the_metric_as_it_was(self):
+    def test_less_curvature_of_the_loss_magnifies_as_less_strength_would(self):
+        metric, factor = made_metric(np.full(N_PROBLEMS, 0.1), is_lasting=True), np.array([1.0, 1e-2, 1e-4])
+        adapted = metric.adapted(0.1 * factor, factor * metric.spectrum.spread)
+        gradient = centred_gradient()
+        np.testing.assert_allclose(
+            adapted.apply(gradient), metric.apply(gradient) / factor[:, np.newaxis], rtol=1e-6, atol=1e-9
+        )
+
+    def test_costs_no_pass_and_leaves_the_metric_as_it_was(self):
         metric = made_metric(np.full(N_PROBLEMS, 0.1), is_lasting=True)
         before = metric.spectrum.curvature.copy()
-        assert metric.with_strength(np.full(N_PROBLEMS, 9.0)).n_passes == 0
+        assert metric.adapted(np.full(N_PROBLEMS, 9.0), 2 * metric.spectrum.spread).n_passes == 0
         np.testing.assert_array_equal(metric.spectrum.curvature, before)
 
     def test_of_chosen_problems(self):
-        strength, kept = np.array([0.1, 1.0, 7.0]), np.array([2, 0])
+        strength, spread, kept = np.array([0.1, 1.0, 7.0]), np.array([0.3, 0.2, 0.1]), np.array([2, 0])
         metric = made_metric(np.full(N_PROBLEMS, 0.1), is_lasting=True)
-        chosen = metric.select(kept).with_strength(strength[kept])
-        np.testing.assert_array_equal(
-            chosen.spectrum.curvature, metric.with_strength(strength).spectrum.curvature[kept]
-        )
+        of_all = metric.adapted(strength, spread).spectrum.curvature
+        chosen = metric.select(kept).adapted(strength[kept], spread[kept]).spectrum.curvature
+        np.testing.assert_array_equal(chosen, of_all[kept])
+
+
+def centred_gradient():
+    gradient = np.random.default_rng(0).normal(size=(N_FEATURES + 1, N_PROBLEMS, N_CLASSES))
+    return gradient - gradient.mean(axis=2, keepdims=True)

@@ -116,6 +116,15 @@ class TestEveryProblem:
         alone = SoftmaxRegression(C=np.inf, tol=TOL).fit(SOFT, SOFT)
         np.testing.assert_allclose(result.objective[1], alone.objective_, rtol=1e-9)
 
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+    def test_with_weak_penalties_that_leave_next_to_no_curvature_of_the_loss(self, dtype):
+        x, y = datasets.load_digits(return_X_y=True)  # separable: the loss falls by five powers of ten along this path
+        Cs = np.logspace(0, 5, 6)
+        result = sweep(x.astype(dtype), y, Cs=Cs)
+        precise = sweep(x, y, Cs=Cs, tol=1e-8, max_iter=5000)
+        assert (result.n_iter > 10).all()
+        np.testing.assert_allclose(result.objective, precise.objective, rtol=1e-3)
+
     def test_with_an_offset_that_dwarfs_the_spread(self):
         result, plain = tight(X + 4096.0, Cs=[0.1, 1.0]), tight(Cs=[0.1, 1.0])
         np.testing.assert_allclose(result.coef, plain.coef, atol=1e-6)

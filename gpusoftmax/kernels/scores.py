@@ -9,18 +9,21 @@ PIECE_ROWS = 256  # NumPy copies what it finds the largest of
 
 
 class ScoreSums:
-    """Running sums of loss, of correct rows and of row weights, each (n_sets, n_problems) in float64.
+    """Running sums of loss, of correct rows, of curvature and of row weights, each (n_sets, n_problems) in float64.
+
+    Curvature is the trace of the softmax's Jacobian, ``s_i (1 - ‖y_i‖²)``: how much of it a metric should see.
 
     The rows of a set are those to which it gives weight: rows of training, rows held out.
     """
 
     def __init__(self, xp, n_sets: int, n_problems: int):
         self.xp = xp
-        self.loss, self.correct, self.weight = (xp.zeros((n_sets, n_problems)) for _ in range(3))
+        self.loss, self.correct, self.spread, self.weight = (xp.zeros((n_sets, n_problems)) for _ in range(4))
 
     def add(self, other: "ScoreSums") -> None:
         self.loss += other.loss
         self.correct += other.correct
+        self.spread += other.spread
         self.weight += other.weight
 
 
@@ -43,10 +46,14 @@ def _add_piece(z, targets, weights, sums: ScoreSums) -> None:
         correct, given = likeliest == targets, z[problems, targets, rows]
     else:
         correct, given = targets[rows, likeliest], xp.einsum("pkn,nk->pn", z, targets)
-    loss = xp.log(xp.exp(z, out=z).sum(axis=1)) - given
+    total = xp.exp(z, out=z).sum(axis=1)
+    loss = xp.log(total) - given
+    z /= total[:, np.newaxis]
+    spread = (z * (1 - z)).sum(axis=1)  # no cancellation where the model is sure
     shape = (*sums.loss.shape, n_rows)
     weights = xp.broadcast_to(weights.T.reshape(-1, n_problems if weights.shape[1] > 1 else 1, n_rows), shape)
     weights = weights.astype(np.float64)
     sums.loss += (weights * loss).sum(axis=2)
     sums.correct += (weights * correct).sum(axis=2)
+    sums.spread += (weights * spread).sum(axis=2)
     sums.weight += weights.sum(axis=2)
