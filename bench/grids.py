@@ -52,6 +52,7 @@ class Grid:
     X, y : (n_rows, n_features) and (n_rows,), or with one dimension more, of as many data sets
     splits : (train, test) rows of each fold
     sets : X and y of the rows that each set's problems are fitted to
+    targets : objective of each problem at which a library that can may stop, or None
     """
 
     Cs: np.ndarray
@@ -59,6 +60,7 @@ class Grid:
     y: np.ndarray
     splits: list[tuple[np.ndarray, np.ndarray]]
     sets: list[tuple[np.ndarray, np.ndarray]]
+    targets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.Cs) * len(self.sets)

@@ -5,6 +5,7 @@ name in `BLOCKS`. What the folder has no results for stays as it is.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -104,15 +105,22 @@ def sweep_block(folder: Path, document: Path) -> str:
     done = [row for row in rows if "times_ours" in row]
     if not done:
         return ""
-    peers = [library.name for library in libraries.SWEEP if library.name in names(done) and library.name != OURS]
-    header = ["sweep", "problems", "ours, s", *(f"{name} ÷ ours" for name in peers), "ours over the best"]
+    own = (OURS, libraries.TO_TARGETS.name)
+    peers = [library.name for library in libraries.SWEEP if library.name in names(done) and library.name not in own]
+    loop = libraries.LOOP.name
+    header = [
+        *("sweep", "problems", "ours, s", f"{loop} ÷ ours, to its objectives"),
+        *(f"{name} ÷ ours" for name in peers),
+        "ours over the best",
+    ]
     lines, objectives = [], []
     for case in dict.fromkeys(row["case"] for row in done):
         by_library = {row["library"]: row for row in done if row["case"] == case}
         ours, others = by_library.get(OURS, {}), [by_library.get(name, {}) for name in peers]
         about = [case_name({"case": case}), f"{next(iter(by_library.values()))['n_problems']:,.0f}"]
         excess = number(ours.get("worst_excess"), ".1e")
-        lines.append([*about, number(ours.get("seconds"), ".3g"), *map(times, others), excess])
+        ahead = by_library.get(loop, {}).get("seconds", math.nan) / by_library.get(own[1], {}).get("seconds", math.nan)
+        lines.append([*about, number(ours.get("seconds"), ".3g"), number(ahead, ".1f"), *map(times, others), excess])
         objectives.append([about[0], excess, *map(excesses, others)])
     legend = "\nEvery library's objective over the best at worst, and in brackets ours over that library's:\n\n"
     text = table(header, lines) + legend + table(["sweep", "ours", *peers], objectives)

@@ -98,6 +98,7 @@ def run_all(case: Sweep, runs: list[Runs], options: Options, results: Results) -
                     warm_up(case, one.library)
                     for leader in (run for run in left if run.library.name == one.library.follows):
                         one.follow(leader, options.limit_seconds / 2)
+                        one.grid = replace(one.grid, targets=leader.objectives()[: len(one.grid)])
                 time.sleep(0 if options.is_smoke else PAUSE_SECONDS)
                 one.run(options.limit_seconds)
             except Exception as error:  # whatever a library raises is its row

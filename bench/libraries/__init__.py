@@ -7,7 +7,7 @@ from bench.libraries.jax_jit import Jax
 from bench.libraries.linear_cross_entropy import KERNELS, LinearCrossEntropy
 from bench.libraries.naive import Naive
 from bench.libraries.ours import Ours
-from bench.libraries.ours_sweep import OursOneByOne, OursTogether
+from bench.libraries.ours_sweep import OursOneByOne, OursTogether, OursToTargets
 from bench.libraries.pytorch import PyTorch
 from bench.libraries.pytorch_lbfgs import PyTorchLBFGS
 from bench.libraries.scikit_learn import ScikitLearn
@@ -16,7 +16,7 @@ from bench.libraries.scikit_learn_sweep import ScikitLearnCV, ScikitLearnLoop
 OURS, SCIKIT_LEARN, PYTORCH, GEMMS, READ = Ours(), ScikitLearn(), PyTorch(), TwoGemms(), ReadOnce()
 ONE_THREAD = ScikitLearn("scikit-learn, 1 thread", limit=1)
 COMPILED = PyTorch("PyTorch compiled", is_compiled=True)
-TOGETHER, LOOP = OursTogether(), ScikitLearnLoop()
+TOGETHER, TO_TARGETS, LOOP = OursTogether(), OursToTargets(), ScikitLearnLoop()
 
 PASS: tuple[PassLibrary, ...] = (
     OURS,
@@ -49,6 +49,7 @@ SWEEP: tuple[SweepLibrary, ...] = (
     TOGETHER,
     OursOneByOne(),
     LOOP,
+    TO_TARGETS,
     ScikitLearnLoop("scikit-learn, 1 thread", limit=1),
     ScikitLearnLoop("scikit-learn, 1 thread, tol=1e-6", limit=1, tol=1e-6),
     ScikitLearnCV(),
