@@ -8,7 +8,8 @@ from gpusoftmax.exceptions import ConvergenceWarning, NonFiniteError, WorkspaceE
 from gpusoftmax.functional import loss_and_gradient
 from gpusoftmax.many import ManyFits, fit_many
 from gpusoftmax.solvers.base import Status
-from gpusoftmax.sweeps import SweepResult, sweep
+from gpusoftmax.sweep_result import SweepResult
+from gpusoftmax.sweeps import sweep
 
 __version__ = version("gpusoftmax")
 

@@ -25,7 +25,8 @@ from gpusoftmax.encoding import encode, with_class_weight
 from gpusoftmax.estimator import SoftmaxRegression, unchanged_on_failure
 from gpusoftmax.interop import receive, to_host
 from gpusoftmax.problems import Folds, Problems
-from gpusoftmax.sweeps import check_strengths, labels_of, solve, strongest_within_error, warn_unless_converged
+from gpusoftmax.sweep_result import strongest_within_error
+from gpusoftmax.sweeps import check_strengths, labels_of, solve, warn_unless_converged
 
 FUSED = {"accuracy": ("held_out_accuracy", 1), "neg_log_loss": ("held_out_loss", -1)}  # what sweeps sum up themselves
 SHARED = {  # parameters and what they may be

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from gpusoftmax.sweeps import LOWER_IS_BETTER, SweepResult
+from gpusoftmax.sweep_result import LOWER_IS_BETTER, SweepResult
 
 # Told apart by the colour-blind (after Okabe & Ito) and seen on white as on black.
 COLOURS = ("#2a8fd0", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#808080")

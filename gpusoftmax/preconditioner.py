@@ -118,6 +118,7 @@ class Spectrum:
         return cls(classes, spread, share, level, least, curvature)
 
     def adapted(self, arrays: Arrays, strength: np.ndarray, spread: np.ndarray) -> Self:
+        spread = np.where(spread > 0, spread, self.spread)  # neither is NaN one nor what has underflowed
         ratio = arrays.to_device(spread / self.spread, self.classes.dtype)
         classes = ratio[:, np.newaxis] * self.classes
         return self.of(arrays, classes, spread, self.share, self.level, self.least, strength)

@@ -49,6 +49,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "estimator",
     "many",
     "functional",
+    "sweep_result",
     "sweeps",
     "cross_validation",
     "plots",

@@ -432,7 +432,7 @@ class TestCurvature:
 class TestScores:
     @pytest.mark.parametrize("weights", ["shared", "each"])
     @pytest.mark.parametrize("targets", ["labels", "soft"])
-    @pytest.mark.parametrize("n_rows", [1, 255, 256, 600])
+    @pytest.mark.parametrize("n_rows", [1, 1638, 1639, 4000])  # a piece has 1638
     def test_are_the_reference_s(self, n_rows, targets, weights):
         data = make_data(n_rows, 4, 2, 5, targets=targets, weights=weights)
         logits = reference.logits(data.X, data.params)

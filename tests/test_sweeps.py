@@ -16,7 +16,7 @@ import gpusoftmax.sweeps
 from gpusoftmax import ConvergenceWarning, SoftmaxRegression, Status, WorkspaceError, sweep
 from gpusoftmax.backends.cpu import NumpyPass
 from gpusoftmax.plan_sweep import plan_sweep
-from gpusoftmax.sweeps import Setting, strongest_within_error
+from gpusoftmax.sweep_result import Setting, strongest_within_error
 
 X, Y = datasets.load_wine(return_X_y=True)
 X = (X - X.mean(axis=0)) / X.std(axis=0)

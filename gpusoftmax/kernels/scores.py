@@ -5,7 +5,7 @@ Whatever namespace `xp` the arrays belong to computes it, as in `kernels.curvatu
 
 import numpy as np
 
-PIECE_ROWS = 256  # NumPy copies what it finds the largest of
+PIECE_NUMBERS = 1 << 14  # logits looked at together: NumPy copies what it finds the largest of
 
 
 class ScoreSums:
@@ -32,8 +32,10 @@ def add_scores(z, targets, weights, sums: ScoreSums) -> None:
 
     Overwrites logits z (n_problems, n_classes, rows); weights (rows, n_sets · n_problems) or (rows, 1).
     """
-    for start in range(0, z.shape[2], PIECE_ROWS):
-        rows = slice(start, start + PIECE_ROWS)
+    n_problems, n_classes, n_rows = z.shape
+    step = max(1, PIECE_NUMBERS // (n_problems * n_classes))
+    for start in range(0, n_rows, step):
+        rows = slice(start, start + step)
         _add_piece(z[:, :, rows], targets[rows], weights[rows], sums)
 
 
@@ -49,7 +51,7 @@ def _add_piece(z, targets, weights, sums: ScoreSums) -> None:
     total = xp.exp(z, out=z).sum(axis=1)
     loss = xp.log(total) - given
     z /= total[:, np.newaxis]
-    spread = (z * (1 - z)).sum(axis=1)  # no cancellation where the model is sure
+    spread = xp.einsum("pkn,pkn->pn", z, 1 - z)  # no cancellation where the model is sure
     shape = (*sums.loss.shape, n_rows)
     weights = xp.broadcast_to(weights.T.reshape(-1, n_problems if weights.shape[1] > 1 else 1, n_rows), shape)
     weights = weights.astype(np.float64)
