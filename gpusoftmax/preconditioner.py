@@ -15,6 +15,7 @@ import numpy as np
 from gpusoftmax.arrays import Arrays
 from gpusoftmax.exceptions import NonFiniteError
 
+LEAST_LEVEL = 1e-20  # of curvature: float32 can divide by it
 ALIKE = 6.0  # largest spread of curvature over penalty that one Cholesky factor serves: more costs passes
 
 
@@ -114,7 +115,7 @@ class Spectrum:
         relative = arrays.to_device(strength / level, share.dtype)
         curvature += relative[:, np.newaxis, np.newaxis] * (1 - share)[:, np.newaxis]
         largest = curvature.max(axis=(1, 2), keepdims=True)
-        arrays.xp.maximum(curvature, least * arrays.xp.minimum(largest, 1), out=curvature)
+        arrays.xp.maximum(curvature, least * largest.clip(LEAST_LEVEL, 1), out=curvature)
         return cls(classes, spread, share, level, least, curvature)
 
     def adapted(self, arrays: Arrays, strength: np.ndarray, spread: np.ndarray) -> Self:

@@ -7,7 +7,8 @@ from bench.libraries.jax_jit import Jax
 from bench.libraries.linear_cross_entropy import KERNELS, LinearCrossEntropy
 from bench.libraries.naive import Naive
 from bench.libraries.ours import Ours
-from bench.libraries.ours_sweep import OursOneByOne, OursTogether, OursToTargets
+from bench.libraries.ours_sweep import OursOneByOne, OursTogether
+from bench.libraries.ours_to_targets import OursToTargets
 from bench.libraries.pytorch import PyTorch
 from bench.libraries.pytorch_lbfgs import PyTorchLBFGS
 from bench.libraries.scikit_learn import ScikitLearn

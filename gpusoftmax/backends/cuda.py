@@ -389,7 +389,7 @@ class _Rows:
         self.soft: Any = None
         if source.class_weight is not None:
             class_weight = backend.to_device(source.class_weight, dtype)
-            factor = self.targets @ class_weight.T if plan.is_soft else class_weight.T[self.targets]
+            factor = (self.targets @ class_weight[0])[:, np.newaxis] if plan.is_soft else class_weight.T[self.targets]
             self.weights = factor if self.weights is None else self.weights * factor
             if plan.is_soft:
                 self.class_weight, self.factor = class_weight, xp.where(factor > 0, factor, 1).astype(dtype)

@@ -172,11 +172,16 @@ class Pairs:
 
     def change_metric(self, apply_metric: Callable) -> None:
         """Apply another metric to the gradient differences."""
-        for slot in np.flatnonzero(self.age.any(axis=0)).tolist():
+        xp, slots = self.arrays.xp, np.flatnonzero(self.age.any(axis=0)).tolist()
+        if not slots:
+            return
+        for slot in slots:
             self.S_HY[:, slot, 1] = apply_metric(self.Y[:, slot])
+        each = (xp.ascontiguousarray(self.Y[:, slot]) for slot in slots)  # one at a time
+        columns = xp.stack([self._products_with(y)[:, :, 1] for y in each], axis=2)
         is_pair = self.age > 0
-        YHY = self.arrays.to_host(self.Y @ self.S_HY[:, :, 1].transpose(0, 2, 1))
-        self.YHY[:] = np.where(is_pair[:, :, np.newaxis] & is_pair[:, np.newaxis, :], YHY, 0.0)
+        both = is_pair[:, :, np.newaxis] & is_pair[:, np.newaxis, slots]
+        self.YHY[:, :, slots] = np.where(both, self.arrays.to_host(columns), 0.0)
 
     def forget(self, problems: np.ndarray) -> None:
         """Drop the pairs of some problems, and whatever their candidate left."""
