@@ -145,22 +145,27 @@ class Bound:
     ) -> Solution:
         """Fit every problem again with other strengths, from a solution on the device and what it knows.
 
-        What the other penalty changes of value and gradient takes no pass, nor does the metric, which is told the
-        `spread` of the softmax there; see `KroneckerMetric.adapted`. A problem without a finite solution starts anew.
+        What the other penalty changes of value, gradient and pairs takes no pass, nor does the metric, which is told
+        the `spread` of the softmax there; see `KroneckerMetric.adapted`. A problem without a finite solution starts
+        anew.
         """
-        strength = self.backend.to_host(self.objectives(C)[-1].penalty.strength)
-        metric = None if before.metric is None else before.metric.adapted(strength, spread)
+        old, new = (self.objectives(each)[-1].penalty for each in (before_C, C))
+        metric = None if before.metric is None else before.metric.adapted(self.backend.to_host(new.strength), spread)
         is_finite = np.isfinite(before.value) & np.isfinite(before.gradient_norm)
+        pairs = before.pairs.in_first_order()
+        pairs.forget(np.flatnonzero(~is_finite))
+        diagonal = self.backend.xp.zeros(before.params.transpose(1, 0, 2).shape, before.params.dtype)
+        diagonal[:, :-1] = (new.strength - old.strength)[:, np.newaxis, np.newaxis]
+        pairs.add_quadratic(diagonal.reshape(len(diagonal), -1))
         if not is_finite.all():
             chosen = self.backend.to_device(is_finite)[:, np.newaxis]
             params = self.backend.xp.where(chosen, before.params, self.backend.to_device(self.first_params))
-            return self.solve(solver, C, params, callback, Known(metric=metric))
-        old, new = (self.objectives(each)[-1].penalty for each in (before_C, C))
+            return self.solve(solver, C, params, callback, Known(metric=metric, pairs=pairs))
         W, gradient = before.params[:-1], before.gradient.copy()
         new.add_gradient(W, gradient[:-1])
         old.add_gradient(-W, gradient[:-1])
         value = before.value + self.backend.to_host(new.value(W) - old.value(W))
-        return self.solve(solver, C, before.params, callback, Known(value, gradient, metric))
+        return self.solve(solver, C, before.params, callback, Known(value, gradient, metric, pairs))
 
     def select(self, active: np.ndarray) -> Self:
         """Return the training of some problems."""

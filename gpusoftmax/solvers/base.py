@@ -99,6 +99,7 @@ class Solution:
     status : `Status` of each problem
     gradient : at `params`, of their shape
     metric : the newest that was made while all problems ran, or None
+    pairs : what the solver remembers of the way, for the next solve of the same problems; or None
     """
 
     params: np.ndarray
@@ -110,13 +111,16 @@ class Solution:
     status: np.ndarray
     gradient: Any
     metric: Any = None
+    pairs: Any = None
 
     def select(self, places, kept: np.ndarray) -> Self:
         """Return the solution of some problems, whose numbers `kept` are `places` where the params are."""
         numbers = ("value", "gradient_norm", "remaining_decrease", "n_iter", "n_passes", "status")
         chosen = {name: getattr(self, name)[kept] for name in numbers}
         metric = None if self.metric is None else self.metric.select(kept)
-        return replace(self, params=self.params[:, places], gradient=self.gradient[:, places], metric=metric, **chosen)
+        pairs = None if self.pairs is None else self.pairs.in_first_order().select(kept)
+        vectors = {"params": self.params[:, places], "gradient": self.gradient[:, places]}
+        return replace(self, metric=metric, pairs=pairs, **vectors, **chosen)
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,13 @@ class Known:
     value : array of shape (n_problems,), float64, on the host, or None
     gradient : array of the shape of params, or None
     metric : Metric, or None
+    pairs : Pairs that an earlier solve returned, or None
     """
 
     value: np.ndarray | None = None
     gradient: Any = None
     metric: Any = None
+    pairs: Any = None
 
 
 NOTHING_KNOWN = Known()

@@ -38,7 +38,7 @@ def climb(
     spent: list[Solution] = []
     for objective in coarse:
         stop = _UntilRounding(objective.precision, _after(spent, callback))
-        known = Known(metric=known.metric)
+        known = Known(metric=known.metric)  # a pair of rounded gradients is another than one of exact ones
         spent.append(_with_steps(solver, _steps_left(solver, spent)).minimize(objective, params, stop, known))
         params = spent[-1].params
         if stop.is_interrupted:

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Metric, Objective, Progress, Solution, Status
 from gpusoftmax.solvers.line_search import Bracket, is_acceptable, is_too_short, next_step
-from gpusoftmax.solvers.pairs import Pairs, Products, dot
+from gpusoftmax.solvers.pairs import Pairs, Products, dot, without_holes
 
 STEP_GROWTH = 8.0  # of the first trial over the last step taken, up to one: where units are too long, they stay so
 MAX_TRIALS = 30  # of one line search
@@ -54,19 +54,23 @@ class LBFGS:
 
     @property
     def n_vectors(self) -> int:
-        """Arrays of the size of one problem's params that a solve holds for it at most: of pairs twice as many."""
-        return 6 * (self.n_pairs + 1) + N_OTHER_VECTORS
+        """Arrays of the size of one problem's params that a solve holds for it at most."""
+        return 3 * (self.n_pairs + 1) + N_OTHER_VECTORS
 
     def minimize(
         self, objective: Objective, params, callback: Callback | None = None, known: Known = NOTHING_KNOWN
     ) -> Solution:
-        """Minimise every problem's objective from `params`, which are not modified, nor is what is `known` there."""
+        """Minimise every problem's objective from `params`, which are not modified.
+
+        Nor is what is `known` there, but for pairs, whose memory goes on to the solution.
+        """
         run = _Run(self, objective, params, known)
         while True:
             if callback is not None and callback(run.progress()):
                 run.end(np.full(run.state.problem.shape, Status.STOPPED))
             if not run.state.problem.size:
-                return replace(run.solution, metric=run.metric_of_all)
+                pairs = replace(run.pairs_of_all, n_held=run.pairs.n_held)
+                return replace(run.solution, metric=run.metric_of_all, pairs=pairs)
             run.advance()
 
 
@@ -149,22 +153,26 @@ class _Run:
     def start(self, x, known: Known) -> None:
         """Evaluate the starting point, unless it is known."""
         n_problems, n_params = x.shape
-        self.pairs = Pairs.empty(self.arrays, n_problems, self.solver.n_pairs, n_params, x.dtype)
+        if known.pairs is None:
+            self.pairs = Pairs.empty(self.arrays, n_problems, self.solver.n_pairs, n_params, x.dtype)
+        else:
+            self.pairs = known.pairs.in_first_order()
+        self.pairs_of_all = self.pairs
         problem = np.arange(n_problems)
         if known.value is None:
             value, gradient = self.evaluate(problem, x)
         else:
             value, gradient = self.arrays.to_device(known.value), _to_rows(known.gradient)
-        value, gradient_norm = self.read(value, abs(gradient).max(axis=1))
+        Sg = self.pairs.steps_times(gradient)
+        value, gradient_norm, Sg = self.read(value, abs(gradient).max(axis=1), Sg)
         zeros, infinite = np.zeros(n_problems), np.full(n_problems, np.inf)
-        no_products = np.zeros((n_problems, self.pairs.n_slots))
         self.vectors = _Vectors(x.copy(), gradient, self.arrays.xp.zeros_like(x), self.arrays.xp.zeros_like(x))
         self.state = _State(
             problem=problem,
             value=value,
             gradient_norm=gradient_norm,
-            Sg=no_products,
-            YHg=no_products.copy(),
+            Sg=Sg,
+            YHg=np.zeros_like(Sg),
             squared_norm=zeros.copy(),
             step=np.ones(n_problems),
             decrease=infinite.copy(),
@@ -343,7 +351,7 @@ class _Run:
         solution.gradient_norm[state.problem] = state.gradient_norm
         solution.remaining_decrease[state.problem] = state.decrease
         solution.status[state.problem] = status
-        kept = np.flatnonzero(is_running)
+        kept = without_holes(is_running)
         self.state = _select(state, kept)
         if kept.size:
             self.vectors = _select(vectors, self.arrays.to_device(kept))

@@ -6,12 +6,16 @@ Math. Program. 63, 129-156).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 import numpy as np
 
 from gpusoftmax.arrays import Arrays
+
+
+PER_PROBLEM = ("Y", "S_HY", "D", "R_inverse", "YHY", "age", "candidate")
+LEAST_LEFT = 0.01  # of a pair's curvature: below, what rounding had added to it matters
 
 
 class Products(NamedTuple):
@@ -51,6 +55,8 @@ class Pairs:
     age : array of shape (n_problems, n_slots), host
         Orders each problem's pairs in time; 0 where there is none.
     candidate : array of shape (n_problems,), host
+    moves : list of (int, int)
+        Places that `select` made two problems change, the first change first; shared by all that it returned.
     """
 
     arrays: Arrays
@@ -62,6 +68,7 @@ class Pairs:
     YHY: np.ndarray
     age: np.ndarray
     candidate: np.ndarray
+    moves: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
     def empty(cls, arrays: Arrays, n_problems: int, n_pairs: int, n_params: int, dtype: np.dtype) -> Self:
@@ -124,6 +131,10 @@ class Pairs:
     def _used(self):
         used = self.S_HY[:, : self.n_used]
         return used.reshape(len(used), 2 * self.n_used, used.shape[3])
+
+    def steps_times(self, vectors):
+        """Return the inner products of S with one vector a problem, (n_problems, n_slots), not yet on the host."""
+        return times(self.S_HY[:, :, 0], vectors)
 
     def differences_times(self, vectors):
         """Return the inner products of Y with one vector a problem, (n_problems, n_slots), not yet on the host."""
@@ -189,11 +200,55 @@ class Pairs:
         self.Y[places] = self.S_HY[places] = 0
         self.age[problems] = self.R_inverse[problems] = 0
 
+    def add_quadratic(self, diagonal) -> None:
+        """Account for a quadratic that the functions have gained, of diagonal Hessians (n_problems, n_params).
+
+        What a step changes of its gradient is known, so the pairs stay exact. Where no curvature is left along a step,
+        or next to none of what was measured, its pair goes. The metric is to be changed next.
+        """
+        is_pair = self.age > 0
+        before = np.where(is_pair, self.D, 0.0)
+        for slot in range(self.n_used):
+            self.Y[:, slot] += diagonal * self.S_HY[:, slot, 0]
+        SY = self.arrays.to_host(self.S_HY[:, :, 0] @ self.Y.transpose(0, 2, 1)).astype(np.float64)
+        self.D = np.einsum("pss->ps", SY).copy()
+        lost = ~(is_pair & (self.D > LEAST_LEFT * before))
+        places = self.arrays.to_device(lost)
+        self.Y[places] = self.S_HY[places] = 0
+        self.age[lost] = self.R_inverse[:] = 0
+        self.candidate = self.age.argmin(axis=1)
+        for p, age in enumerate(self.age):
+            slots = np.argsort(age)[np.count_nonzero(age == 0) :]
+            here = np.ix_([p], slots, slots)
+            self.R_inverse[here] = np.linalg.inv(np.triu(SY[here]))
+
     def select(self, kept: np.ndarray) -> Self:
-        """Return the pairs of the problems in `kept`."""
-        places = self.arrays.to_device(kept)
-        host = {name: getattr(self, name)[kept] for name in ("D", "R_inverse", "YHY", "age", "candidate")}
-        return replace(self, Y=self.Y[places], S_HY=self.S_HY[places], **host)
+        """Return the pairs of the problems in `kept`, whose places are ascending or of `without_holes`.
+
+        They stay in the same memory, those of the others behind them.
+        """
+        for place, other in enumerate(kept.tolist()):
+            if place != other:
+                self.swap(place, other)
+                self.moves.append((place, other))
+        return replace(self, **{name: getattr(self, name)[: len(kept)] for name in PER_PROBLEM})
+
+    def in_first_order(self) -> Self:
+        """Return the pairs of all problems, where `empty` had them, if `select` has only been asked of these."""
+        while self.moves:
+            self.swap(*self.moves.pop())
+        return self
+
+    def swap(self, place: int, other: int) -> None:
+        for array in (getattr(self, name) for name in PER_PROBLEM):
+            array[place], array[other] = array[other].copy(), array[place].copy()
+
+
+def without_holes(is_kept: np.ndarray) -> np.ndarray:
+    """Return the places of what is kept, the last of which fill the holes between the first: few need move."""
+    kept = np.arange(np.count_nonzero(is_kept))
+    kept[~is_kept[: len(kept)]] = len(kept) + np.flatnonzero(is_kept[len(kept) :])
+    return kept
 
 
 def times(matrices, vectors):
