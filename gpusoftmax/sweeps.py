@@ -19,10 +19,11 @@ from gpusoftmax.interop import receive, to_host
 from gpusoftmax.plan_sweep import plan_sweep
 from gpusoftmax.problems import Folds, Problems
 from gpusoftmax.solvers.base import Progress, Solution, Status
+from gpusoftmax.solvers.continuation import Trail
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource
 from gpusoftmax.sweep_result import SweepResult
-from gpusoftmax.training import Bound, bind
+from gpusoftmax.training import Bound, Stage, bind
 
 C_RANGE = -4, 4  # powers of ten that a number of strengths spans, as in scikit-learn
 
@@ -299,21 +300,22 @@ class _Run:
     def solve_wave(self, bound: Bound, wave: np.ndarray) -> None:
         """Solve each path's problems, (n_paths, n_stages), one from where the one before ended."""
         self.center = bound.center
-        solution: Solution | None = None
-        spread = np.empty(0)
-        for stage in range(wave.shape[1]):
-            kept = np.flatnonzero(wave[:, stage] >= 0)
+        stage: Stage | None = None
+        for column in range(wave.shape[1]):
+            kept = np.flatnonzero(wave[:, column] >= 0)
             if len(kept) < len(wave):
                 wave, bound = wave[kept], bound.select(kept)
-                solution = None if solution is None else solution.select(self.backend.to_device(kept), kept)
-            places = wave[:, stage]
+                stage = None if stage is None else stage.select(self.backend.to_device(kept), kept)
+            places = wave[:, column]
             C = self.strengths(places)
-            if solution is None:
+            if stage is None:
                 solution = bound.solve(self.solver, C, bound.first_params, self.hear)
+                trail = Trail(self.backend)
             else:
-                before_C = self.strengths(wave[:, stage - 1])
-                solution = bound.solve_next(self.solver, C, solution, before_C, spread[kept], self.hear)
+                solution = bound.solve_next(self.solver, C, stage, self.hear)
+                trail = stage.trail
             spread = self.record(bound, places, solution)
+            stage = Stage(C, solution, spread, trail.extended(solution.params, np.log(C)))
             self.progress.finish(len(places))
             if self.is_interrupted.is_set():
                 return

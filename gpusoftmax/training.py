@@ -10,6 +10,7 @@ from gpusoftmax.objective import MetricRows, SoftmaxObjective
 from gpusoftmax.penalties import L2
 from gpusoftmax.plan import metric_sample, plan_fit
 from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Solution
+from gpusoftmax.solvers.continuation import Trail
 from gpusoftmax.solvers.ladder import climb
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource, feature_range, sample_rows, weight_per_class
@@ -88,6 +89,30 @@ def train(
 
 
 @dataclass(frozen=True)
+class Stage:
+    """How one stage of a batch of paths ended.
+
+    C : array of shape (n_problems,), float64
+    solution : Solution
+        On the device.
+    spread : array of shape (n_problems,), float64, on the host
+        Trace of the mean of diag(y) - yyᵀ over the rows fitted.
+    trail : Trail
+        Of the logarithm of C, up to this solution.
+    """
+
+    C: np.ndarray
+    solution: Solution
+    spread: np.ndarray
+    trail: Trail
+
+    def select(self, places, kept: np.ndarray) -> Self:
+        """Return the stage of some problems, whose numbers `kept` are `places` on the device."""
+        solution, trail = self.solution.select(places, kept), self.trail.select(places, kept)
+        return type(self)(self.C[kept], solution, self.spread[kept], trail)
+
+
+@dataclass(frozen=True)
 class Bound:
     """A training bound to its rows and a device: what every solve of it shares.
 
@@ -140,32 +165,56 @@ class Bound:
         params = self.backend.to_device(params)
         return climb(solver, self.objectives(C), params, callback, is_exact=is_exact, known=known)
 
-    def solve_next(
-        self, solver: LBFGS, C, before: Solution, before_C, spread: np.ndarray, callback: Callback | None = None
-    ) -> Solution:
-        """Fit every problem again with other strengths, from a solution on the device and what it knows.
+    def solve_next(self, solver: LBFGS, C, stage: Stage, callback: Callback | None = None) -> Solution:
+        """Fit every problem again with other strengths, from where a stage ended and with what it knows.
 
         What the other penalty changes of value, gradient and pairs takes no pass, nor does the metric, which is told
-        the `spread` of the softmax there; see `KroneckerMetric.adapted`. A problem without a finite solution starts
-        anew.
+        the softmax's spread; see `KroneckerMetric.adapted`. Where the trail promises more than the solver would mind,
+        one pass finds out whether it keeps that. A problem without a finite solution starts anew.
         """
-        old, new = (self.objectives(each)[-1].penalty for each in (before_C, C))
-        metric = None if before.metric is None else before.metric.adapted(self.backend.to_host(new.strength), spread)
+        xp, before = self.backend.xp, stage.solution
+        old, new = (self.objectives(each)[-1].penalty for each in (stage.C, C))
+        metric = (
+            None if before.metric is None else before.metric.adapted(self.backend.to_host(new.strength), stage.spread)
+        )
         is_finite = np.isfinite(before.value) & np.isfinite(before.gradient_norm)
         pairs = before.pairs.in_first_order()
         pairs.forget(np.flatnonzero(~is_finite))
-        diagonal = self.backend.xp.zeros(before.params.transpose(1, 0, 2).shape, before.params.dtype)
+        diagonal = xp.zeros(before.params.transpose(1, 0, 2).shape, before.params.dtype)
         diagonal[:, :-1] = (new.strength - old.strength)[:, np.newaxis, np.newaxis]
         pairs.add_quadratic(diagonal.reshape(len(diagonal), -1))
         if not is_finite.all():
             chosen = self.backend.to_device(is_finite)[:, np.newaxis]
-            params = self.backend.xp.where(chosen, before.params, self.backend.to_device(self.first_params))
+            params = xp.where(chosen, before.params, self.backend.to_device(self.first_params))
             return self.solve(solver, C, params, callback, Known(metric=metric, pairs=pairs))
         W, gradient = before.params[:-1], before.gradient.copy()
         new.add_gradient(W, gradient[:-1])
         old.add_gradient(-W, gradient[:-1])
         value = before.value + self.backend.to_host(new.value(W) - old.value(W))
-        return self.solve(solver, C, before.params, callback, Known(value, gradient, metric, pairs))
+        known = Known(value, gradient, metric, pairs)
+        step = stage.trail.step_to(np.log(C))
+        if step is None or not self._is_promising(solver, known, step):
+            return self.solve(solver, C, before.params, callback, known)
+        return self._solve_from_better(solver, C, before.params, step, callback, known)
+
+    def _is_promising(self, solver: LBFGS, known: Known, step) -> bool:
+        """Say whether a step could lower the objective, if half as much as the gradient says, by what counts."""
+        slope = self.backend.to_host((known.gradient * step).sum(axis=(0, 2), dtype=np.float64))
+        return bool((-0.5 * slope > solver.negligible_decrease(known.value)).any())
+
+    def _solve_from_better(self, solver: LBFGS, C, params, step, callback: Callback | None, known: Known) -> Solution:
+        """Solve from `params`, where `known` is, or of the problems that it serves from a step away."""
+        guess = params + step
+        value, gradient = self.objectives(C)[-1].value_and_grad(guess)
+        value = self.backend.to_host(value)
+        is_better = value < known.value
+        chosen = self.backend.to_device(is_better)[:, np.newaxis]
+        params, gradient = (
+            self.backend.xp.where(chosen, new, old) for new, old in ((guess, params), (gradient, known.gradient))
+        )
+        value = np.where(is_better, value, known.value)
+        solution = self.solve(solver, C, params, callback, replace(known, value=value, gradient=gradient))
+        return replace(solution, n_passes=solution.n_passes + 1)
 
     def select(self, active: np.ndarray) -> Self:
         """Return the training of some problems."""

@@ -57,6 +57,10 @@ class LBFGS:
         """Arrays of the size of one problem's params that a solve holds for it at most."""
         return 3 * (self.n_pairs + 1) + N_OTHER_VECTORS
 
+    def negligible_decrease(self, value: np.ndarray) -> np.ndarray:
+        """Return how much lower the minimum may lie than the value of a problem that has converged."""
+        return DECREASE_PER_TOL * self.tol * np.maximum(np.abs(value), self.tol)
+
     def minimize(
         self, objective: Objective, params, callback: Callback | None = None, known: Known = NOTHING_KNOWN
     ) -> Solution:
@@ -331,8 +335,7 @@ class _Run:
     def judge(self) -> np.ndarray:
         """Return each running problem's status."""
         state, tol = self.state, self.solver.tol
-        small = DECREASE_PER_TOL * tol * np.maximum(np.abs(state.value), tol)
-        is_small = (state.gradient_norm <= tol) & (state.decrease <= small)
+        is_small = (state.gradient_norm <= tol) & (state.decrease <= self.solver.negligible_decrease(state.value))
         is_at_limit = self.solution.n_iter[state.problem] >= self.solver.max_iter
         status = np.where(is_at_limit, Status.ITERATION_LIMIT, Status.RUNNING)
         status = np.where(state.n_stalled >= MAX_STALLED, Status.PRECISION_REACHED, status)

@@ -13,7 +13,6 @@ import numpy as np
 
 from gpusoftmax.arrays import Arrays
 
-
 PER_PROBLEM = ("Y", "S_HY", "D", "R_inverse", "YHY", "age", "candidate")
 LEAST_LEFT = 0.01  # of a pair's curvature: below, what rounding had added to it matters
 
@@ -212,7 +211,7 @@ class Pairs:
             self.Y[:, slot] += diagonal * self.S_HY[:, slot, 0]
         SY = self.arrays.to_host(self.S_HY[:, :, 0] @ self.Y.transpose(0, 2, 1)).astype(np.float64)
         self.D = np.einsum("pss->ps", SY).copy()
-        lost = ~(is_pair & (self.D > LEAST_LEFT * before))
+        lost = ~is_pair | (LEAST_LEFT * before >= self.D)
         places = self.arrays.to_device(lost)
         self.Y[places] = self.S_HY[places] = 0
         self.age[lost] = self.R_inverse[:] = 0
