@@ -13,7 +13,7 @@ from gpusoftmax.exceptions import WorkspaceError
 from gpusoftmax.plan import Facts, least_fit_bytes
 
 SWEEP_BYTES = 1 << 30  # of the solver's vectors, unless a budget says otherwise
-SHORTEST_PATH = 2  # strengths
+SHORTEST_PATH = 8  # strengths: from the fourth on, a path guesses its next solution well
 
 
 @dataclass(frozen=True)

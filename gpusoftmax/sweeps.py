@@ -19,7 +19,7 @@ from gpusoftmax.interop import receive, to_host
 from gpusoftmax.plan_sweep import plan_sweep
 from gpusoftmax.problems import Folds, Problems
 from gpusoftmax.solvers.base import Progress, Solution, Status
-from gpusoftmax.solvers.continuation import Trail
+from gpusoftmax.solvers.continuation import LENGTH, Trail
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource
 from gpusoftmax.sweep_result import SweepResult
@@ -69,7 +69,7 @@ def sweep(
         A sequence is swept over.
     fit_intercept, tol, max_iter, random_state, device, precision : see `SoftmaxRegression`
     memory_budget : int or None, default=None
-        Most bytes of workspace and of the solver's vectors, about 120 arrays of the size of the coefficients for each
+        Most bytes of workspace and of the solver's vectors, about 75 arrays of the size of the coefficients for each
         problem that runs, beside X, y, the weights and the result. Problems that do not fit together run in waves.
         None for what runs best.
     verbose : int, default=0
@@ -279,7 +279,7 @@ class _Run:
             *(source.n_rows, source.n_features, len(folds)),
             self.problems.C[grid[:, 0]],
             *(len(self.code.classes), source.dtype, backend.facts()),
-            vectors=self.solver.n_vectors,
+            vectors=self.solver.n_vectors + LENGTH,
             is_soft=source.targets.ndim == 2,
             is_direct=source.is_direct,
             budget_bytes=self.template.memory_budget,

@@ -1,6 +1,7 @@
 """The one place where source, plan, objective, penalty and solver meet."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -106,6 +107,11 @@ class Stage:
     spread: np.ndarray
     trail: Trail
 
+    @property
+    def is_finite(self) -> np.ndarray:
+        """Say which problems have a finite solution."""
+        return np.isfinite(self.solution.value) & np.isfinite(self.solution.gradient_norm)
+
     def select(self, places, kept: np.ndarray) -> Self:
         """Return the stage of some problems, whose numbers `kept` are `places` on the device."""
         solution, trail = self.solution.select(places, kept), self.trail.select(places, kept)
@@ -172,49 +178,40 @@ class Bound:
         the softmax's spread; see `KroneckerMetric.adapted`. Where the trail promises more than the solver would mind,
         one pass finds out whether it keeps that. A problem without a finite solution starts anew.
         """
-        xp, before = self.backend.xp, stage.solution
+        before, is_finite = stage.solution, stage.is_finite
         old, new = (self.objectives(each)[-1].penalty for each in (stage.C, C))
-        metric = (
-            None if before.metric is None else before.metric.adapted(self.backend.to_host(new.strength), stage.spread)
-        )
-        is_finite = np.isfinite(before.value) & np.isfinite(before.gradient_norm)
+        strength = self.backend.to_host(new.strength)
+        metric = None if before.metric is None else before.metric.adapted(strength, stage.spread)
         pairs = before.pairs.in_first_order()
         pairs.forget(np.flatnonzero(~is_finite))
-        diagonal = xp.zeros(before.params.transpose(1, 0, 2).shape, before.params.dtype)
-        diagonal[:, :-1] = (new.strength - old.strength)[:, np.newaxis, np.newaxis]
-        pairs.add_quadratic(diagonal.reshape(len(diagonal), -1))
+        pairs.revise(partial(_with_penalty, new.strength - old.strength, before.params.shape[2]))
         if not is_finite.all():
             chosen = self.backend.to_device(is_finite)[:, np.newaxis]
-            params = xp.where(chosen, before.params, self.backend.to_device(self.first_params))
+            params = self.backend.xp.where(chosen, before.params, self.backend.to_device(self.first_params))
             return self.solve(solver, C, params, callback, Known(metric=metric, pairs=pairs))
         W, gradient = before.params[:-1], before.gradient.copy()
         new.add_gradient(W, gradient[:-1])
         old.add_gradient(-W, gradient[:-1])
         value = before.value + self.backend.to_host(new.value(W) - old.value(W))
-        known = Known(value, gradient, metric, pairs)
-        step = stage.trail.step_to(np.log(C))
-        if step is None or not self._is_promising(solver, known, step):
-            return self.solve(solver, C, before.params, callback, known)
-        return self._solve_from_better(solver, C, before.params, step, callback, known)
+        params, value, gradient, n_passes = self._guess(solver, C, stage.trail, before.params, value, gradient)
+        solution = self.solve(solver, C, params, callback, Known(value, gradient, metric, pairs))
+        return replace(solution, n_passes=solution.n_passes + n_passes)
 
-    def _is_promising(self, solver: LBFGS, known: Known, step) -> bool:
-        """Say whether a step could lower the objective, if half as much as the gradient says, by what counts."""
-        slope = self.backend.to_host((known.gradient * step).sum(axis=(0, 2), dtype=np.float64))
-        return bool((-0.5 * slope > solver.negligible_decrease(known.value)).any())
-
-    def _solve_from_better(self, solver: LBFGS, C, params, step, callback: Callback | None, known: Known) -> Solution:
-        """Solve from `params`, where `known` is, or of the problems that it serves from a step away."""
+    def _guess(self, solver: LBFGS, C, trail: Trail, params, value, gradient):
+        """Return a better point of each problem that has one where its trail leads to, and the passes that took."""
+        step = trail.step_to(np.log(C))
+        if step is None:
+            return params, value, gradient, 0
+        slope = self.backend.to_host((gradient * step).sum(axis=(0, 2)))
+        if not (-0.5 * slope > solver.negligible_decrease(value)).any():
+            return params, value, gradient, 0
         guess = params + step
-        value, gradient = self.objectives(C)[-1].value_and_grad(guess)
-        value = self.backend.to_host(value)
-        is_better = value < known.value
-        chosen = self.backend.to_device(is_better)[:, np.newaxis]
-        params, gradient = (
-            self.backend.xp.where(chosen, new, old) for new, old in ((guess, params), (gradient, known.gradient))
-        )
-        value = np.where(is_better, value, known.value)
-        solution = self.solve(solver, C, params, callback, replace(known, value=value, gradient=gradient))
-        return replace(solution, n_passes=solution.n_passes + 1)
+        guess_value, guess_gradient = self.objectives(C)[-1].value_and_grad(guess)
+        guess_value = self.backend.to_host(guess_value)
+        is_better = guess_value < value
+        chosen, where = self.backend.to_device(is_better)[:, np.newaxis], self.backend.xp.where
+        value = np.where(is_better, guess_value, value)
+        return where(chosen, guess, params), value, where(chosen, guess_gradient, gradient), 1
 
     def select(self, active: np.ndarray) -> Self:
         """Return the training of some problems."""
@@ -224,6 +221,18 @@ class Bound:
             total_weight=self.total_weight[active],
             first_params=self.first_params[:, active],
         )
+
+
+def _with_penalty(strength, n_classes: int, s, y):
+    """Return steps and gradient differences (n_problems, n_params) under an L2 penalty of so much more strength.
+
+    Both come centred over the classes, which moves no logits apart: of a step of the size of rounding nothing else
+    might be left, and no metric would ever see it again.
+    """
+    s, y = (each.reshape(len(each), -1, n_classes) for each in (s, y))
+    s, y = (each - each.mean(axis=2, keepdims=True) for each in (s, y))
+    y[:, :-1] += strength[:, np.newaxis, np.newaxis].astype(y.dtype) * s[:, :-1]
+    return s.reshape(len(s), -1), y.reshape(len(y), -1)
 
 
 def bind(training: Training, source: ArraySource, backend: Backend, *, is_path: bool = False) -> Bound:

@@ -40,6 +40,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "solvers.pairs",
     "solvers.lbfgs",
     "solvers.ladder",
+    "solvers.continuation",
     "callbacks",
     "training",
     "plan_sweep",

@@ -3,7 +3,7 @@ import pytest
 from oracle import assert_close
 
 from gpusoftmax.backends.cpu import NumpyBackend
-from gpusoftmax.solvers.pairs import Pairs
+from gpusoftmax.solvers.pairs import PER_PROBLEM, Pairs, without_holes
 
 
 def two_loop(pairs, g, apply_metric):
@@ -96,3 +96,66 @@ def test_forget():
     after = inverse_hessian(pairs, g, g)
     np.testing.assert_array_equal(after[0], g[0])
     np.testing.assert_array_equal(after[1], before[1])
+
+
+def filled(n_problems=3, n_pairs=4, n_params=6, n_steps=7):
+    """Return pairs of quadratics of their own, of which only some pushed every time, and the Hessians."""
+    rng = np.random.default_rng(2)
+    A = rng.normal(size=(n_problems, n_params, n_params))
+    H = A @ A.transpose(0, 2, 1) + np.eye(n_params)
+    pairs = empty(n_problems, n_pairs, n_params)
+    for i in range(n_steps):
+        for p in range(n_problems):
+            if (i + p) % (p + 1) == 0:
+                s = rng.normal(size=n_params)
+                push(pairs, p, s, H[p] @ s, H[p] @ s)
+    return pairs, H
+
+
+def test_revised_pairs_are_those_of_the_other_functions():
+    pairs, H = filled()
+    more = np.linspace(-0.4, 3.0, 6)
+    pairs.revise(lambda s, y: (s, y + more * s))
+    g = np.random.default_rng(3).normal(size=(3, 6))
+    pairs.change_metric(lambda rows: 0.5 * rows)
+    actual = inverse_hessian(pairs, g, 0.5 * g)
+    for p in range(3):
+        order = [slot for slot in np.argsort(pairs.age[p]) if pairs.age[p, slot]]
+        kept = [(s, (H[p] + np.diag(more)) @ s) for s in pairs.S_HY[p, order, 0]]
+        scale = 0.5 * pairs.metric_scale()[p]
+        assert_close(actual[p], two_loop(kept, g[p], lambda row, scale=scale: scale * row), 1e-10)
+
+
+def test_a_pair_goes_that_has_next_to_no_curvature_left():
+    pairs = empty(1, 3, 2)
+    push(pairs, 0, np.array([1.0, 0.0]), np.array([2.0, 0.0]), np.array([2.0, 0.0]))
+    push(pairs, 0, np.array([0.0, 1.0]), np.array([0.0, 2.0]), np.array([0.0, 2.0]))
+    pairs.revise(lambda s, y: (s, y - np.array([1.999, 1.0]) * s))
+    assert sorted(pairs.age[0].tolist()) == [0, 0, 0, 2]
+    assert_close(pairs.Y.sum(axis=(0, 1)), [0.0, 1.0], 1e-15)
+    pairs.change_metric(lambda rows: rows)
+    assert_close(inverse_hessian(pairs, np.ones((1, 2)), np.ones((1, 2)))[0], [1.0, 1.0], 1e-14)
+
+
+def test_selected_pairs_share_memory_and_return_to_their_places():
+    pairs, _ = filled()
+    copies = {name: getattr(pairs, name).copy() for name in PER_PROBLEM}
+    kept = without_holes(np.array([False, True, True]))
+    assert kept.tolist() == [2, 1]
+    chosen = pairs.select(kept)
+    assert np.shares_memory(chosen.Y, pairs.Y)
+    for name, copy in copies.items():
+        np.testing.assert_array_equal(getattr(chosen, name), copy[kept], err_msg=name)
+    last = chosen.select(np.array([1]))
+    np.testing.assert_array_equal(last.Y, copies["Y"][kept[1:]])
+    pairs.in_first_order()
+    for name, copy in copies.items():
+        np.testing.assert_array_equal(getattr(pairs, name), copy, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("is_kept", "kept"),
+    [("1111", [0, 1, 2, 3]), ("0111", [3, 1, 2]), ("1100", [0, 1]), ("0101", [3, 1]), ("0000", []), ("0011", [2, 3])],
+)
+def test_holes_are_filled_from_the_end(is_kept, kept):
+    assert without_holes(np.array([mark == "1" for mark in is_kept])).tolist() == kept

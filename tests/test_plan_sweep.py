@@ -40,8 +40,8 @@ def test_long_passes_follow_one_path_a_fold():
 
 
 def test_short_passes_run_several_paths_a_fold():
-    assert len(plan(n_rows=1797, n_features=64, Cs=20).paths) == 10
-    assert len(plan(n_rows=1797, n_features=64, Cs=20, n_folds=5).paths) == 25
+    assert len(plan(n_rows=1797, n_features=64, Cs=20).paths) == 2
+    assert len(plan(n_rows=1797, n_features=64, Cs=20, n_folds=5).paths) == 10
     assert len(plan(n_rows=10, n_features=2, Cs=3).paths) == 1
 
 

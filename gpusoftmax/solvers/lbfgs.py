@@ -167,7 +167,8 @@ class _Run:
             value, gradient = self.evaluate(problem, x)
         else:
             value, gradient = self.arrays.to_device(known.value), _to_rows(known.gradient)
-        Sg = self.pairs.steps_times(gradient)
+        with np.errstate(invalid="ignore"):  # a gradient that is not finite ends its problem
+            Sg = self.pairs.steps_times(gradient)
         value, gradient_norm, Sg = self.read(value, abs(gradient).max(axis=1), Sg)
         zeros, infinite = np.zeros(n_problems), np.full(n_problems, np.inf)
         self.vectors = _Vectors(x.copy(), gradient, self.arrays.xp.zeros_like(x), self.arrays.xp.zeros_like(x))

@@ -199,16 +199,16 @@ class Pairs:
         self.Y[places] = self.S_HY[places] = 0
         self.age[problems] = self.R_inverse[problems] = 0
 
-    def add_quadratic(self, diagonal) -> None:
-        """Account for a quadratic that the functions have gained, of diagonal Hessians (n_problems, n_params).
+    def revise(self, change: Callable) -> None:
+        """Account for other functions: ``change(s, y)`` returns a slot's steps and differences as they are of those.
 
-        What a step changes of its gradient is known, so the pairs stay exact. Where no curvature is left along a step,
-        or next to none of what was measured, its pair goes. The metric is to be changed next.
+        Where no curvature is left along a step, or next to none of what was measured, its pair goes. The metric is to
+        be changed next.
         """
         is_pair = self.age > 0
         before = np.where(is_pair, self.D, 0.0)
         for slot in range(self.n_used):
-            self.Y[:, slot] += diagonal * self.S_HY[:, slot, 0]
+            self.S_HY[:, slot, 0], self.Y[:, slot] = change(self.S_HY[:, slot, 0], self.Y[:, slot])
         SY = self.arrays.to_host(self.S_HY[:, :, 0] @ self.Y.transpose(0, 2, 1)).astype(np.float64)
         self.D = np.einsum("pss->ps", SY).copy()
         lost = ~is_pair | (LEAST_LEFT * before >= self.D)
@@ -216,10 +216,10 @@ class Pairs:
         self.Y[places] = self.S_HY[places] = 0
         self.age[lost] = self.R_inverse[:] = 0
         self.candidate = self.age.argmin(axis=1)
-        for p, age in enumerate(self.age):
+        for age, inner, inverse in zip(self.age, SY, self.R_inverse, strict=True):
             slots = np.argsort(age)[np.count_nonzero(age == 0) :]
-            here = np.ix_([p], slots, slots)
-            self.R_inverse[here] = np.linalg.inv(np.triu(SY[here]))
+            here = np.ix_(slots, slots)
+            inverse[here] = np.linalg.inv(np.triu(inner[here]))
 
     def select(self, kept: np.ndarray) -> Self:
         """Return the pairs of the problems in `kept`, whose places are ascending or of `without_holes`.
