@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gpusoftmax"
-OPTIONAL = {"cupy", "cupyx", "distributed", "matplotlib", "onnx", "pandas", "polars", "pyarrow"}
+OPTIONAL = {"cupy", "cupyx", "distributed", "matplotlib", "onnx", "pandas", "polars", "pyarrow", "torch"}
 
 ORDER = [  # from the bottom; a file may import from every line above its own, from no other
     "exceptions",
@@ -52,6 +52,10 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "sweep_result",
     "sweeps",
     "cross_validation",
+    "atomic_file",
+    "model_file",
+    "persistence",
+    "exports",
     "plots",
 ]
 INDEPENDENT = {  # rooms that import only errors and `arrays`: they receive what they need
