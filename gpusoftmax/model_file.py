@@ -55,7 +55,7 @@ def pack(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> tupl
 def unpack(path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the tensors and the metadata of a file that `pack` made, every byte of it checked.
 
-    Beside the text of the header, at most twice the size of the file is allocated.
+    At most twice the size of the file is allocated, beside what the text of its header takes as Python objects.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def unpack(path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with path.open("rb") as file:
         n_bytes = os.fstat(file.fileno()).st_size
         start = _read_start(file, n_bytes)
-        metadata = _metadata(start[LENGTH_BYTES:])
+        metadata = _metadata(memoryview(start)[LENGTH_BYTES:])
         file.seek(0)
         data = file.read(n_bytes)
     digest = data[-DIGEST_BYTES:]
@@ -94,10 +94,10 @@ def _read_start(file: BinaryIO, n_bytes: int) -> bytes:
     return file.read(LENGTH_BYTES + length)
 
 
-def _metadata(header: bytes) -> dict[str, Any]:
+def _metadata(header: memoryview) -> dict[str, Any]:
     """Return the metadata that a header holds; it tells what is no model before anything large is read."""
     try:
-        text = json.loads(header.decode())["__metadata__"][FORMAT]
+        text = json.loads(str(header, "utf-8"))["__metadata__"][FORMAT]
         metadata = json.loads(text, parse_constant=_refuse)
         format_name, version = metadata.pop("format"), metadata.pop("format_version")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -55,11 +55,13 @@ def save_model(model, path) -> None:
 
     Examples
     --------
+    >>> from tempfile import TemporaryDirectory
     >>> from sklearn.datasets import load_iris
     >>> import gpusoftmax as gs
     >>> X, y = load_iris(return_X_y=True)
-    >>> gs.save_model(gs.SoftmaxRegression().fit(X, y), "iris.safetensors")  # doctest: +SKIP
-    >>> gs.load_model("iris.safetensors").predict(X[:2])  # doctest: +SKIP
+    >>> with TemporaryDirectory() as folder:
+    ...     gs.save_model(gs.SoftmaxRegression().fit(X, y), f"{folder}/iris.safetensors")
+    ...     gs.load_model(f"{folder}/iris.safetensors").predict(X[:2])
     array([0, 0])
     """
     model = plain_model(model)
@@ -212,8 +214,8 @@ def _check_tensors(tensors: dict[str, np.ndarray], n_classes: int, n_features: i
     }
     if tensors.keys() | {"center"} != expected.keys():
         raise ModelFileError(f"its tensors are {', '.join(sorted(tensors))}; expected coef, intercept and maybe center")
-    for name, tensor in tensors.items():
-        shape, dtypes = expected[name]
+    for name in sorted(tensors):
+        tensor, (shape, dtypes) = tensors[name], expected[name]
         if tensor.shape != shape or tensor.dtype.name not in dtypes:
             raise ModelFileError(
                 f"its {name} is {tensor.dtype.name} of shape {tensor.shape}; {n_classes} classes and {n_features} "
@@ -263,28 +265,35 @@ def _entry(record: dict[str, Any], name: str, *types: type) -> Any:
 
 
 def _to_json(value, name: str) -> Any:
-    """Return a parameter as JSON: what JSON lacks, dicts with any keys and non-finite floats, as a marked object."""
+    """Return a parameter as JSON: a scalar, or a dict of scalars as a marked object, since its keys may be no text."""
+    if isinstance(value, dict):
+        return {"dict": [[_scalar_to_json(key, name), _scalar_to_json(each, name)] for key, each in value.items()]}
+    return _scalar_to_json(value, name)
+
+
+def _scalar_to_json(value, name: str) -> Any:
+    """Return a scalar as JSON, of floats that JSON lacks a marked object."""
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, dict):
-        return {"dict": [[_to_json(key, name), _to_json(each, name)] for key, each in value.items()]}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
     if type(value) not in (bool, int, float, str, NoneType):
         raise ModelFileError(
             f"its parameter {name} holds a {type(value).__name__}, and only numbers, strings, None and dicts of these "
             f"are kept: change it by set_params({name}=…), which leaves the fit as it is"
         )
-    return value
+    return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _from_json(value) -> Any:
     """Return what `_to_json` was given."""
     match value:
         case {"dict": [*pairs]} if all(type(pair) is list and len(pair) == 2 for pair in pairs):
-            items = [(_from_json(key), _from_json(each)) for key, each in pairs]
-            if not any(isinstance(key, dict) for key, _ in items):
-                return dict(items)
+            return {_scalar_from_json(key): _scalar_from_json(each) for key, each in pairs}
+    return _scalar_from_json(value)
+
+
+def _scalar_from_json(value) -> Any:
+    """Return what `_scalar_to_json` was given."""
+    match value:
         case {"float": "nan" | "inf" | "-inf" as name}:
             return float(name)
         case bool() | int() | float() | str() | None:

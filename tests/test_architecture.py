@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gpusoftmax"
-OPTIONAL = {"cupy", "cupyx", "distributed", "matplotlib", "onnx", "pandas", "polars", "pyarrow", "torch"}
+OPTIONAL = {"cupy", "cupyx", "distributed", "matplotlib", "onnx", "pandas", "polars", "pyarrow"}
 
 ORDER = [  # from the bottom; a file may import from every line above its own, from no other
     "exceptions",
