@@ -147,6 +147,13 @@ def test_onnx_subtracts_a_centre_before_it_rounds(runtime):
     assert_same(*run_onnx(to_onnx(model), X, runtime), model, X)
 
 
+def test_onnx_tells_logits_apart_whose_probabilities_are_equal(runtime):
+    model, X = fitted(dtype=np.float32, fit_intercept=False)
+    model.coef_ *= 1e-10
+    assert (np.unique(model.predict_proba(X)).size, np.unique(model.predict(X)).size) == (1, 3)
+    assert_same(*run_onnx(to_onnx(model), X, runtime), model, X)
+
+
 def test_onnx_takes_any_number_of_rows(runtime):
     model, X = fitted()
     for n_rows in (0, 1, 7):

@@ -175,6 +175,7 @@ FORGERIES = {
     "version is nothing": forged(marked('{"format":"gpusoftmax","format_version":0}')),
     "hash has another name": forged(MARK, name="hash"),
     "hash is not the last": forged(MARK | {"z": TENSOR}, bytes(8), name="z"),
+    "two hashes": forged(MARK | {"sha256": TENSOR | {"dtype": "U8", "shape": [8]}}, bytes(8), name="z"),
     "offsets with a hole": forged(MARK | {"a": TENSOR | {"data_offsets": [8, 16]}}, bytes(16)),
     "offsets that overlap": forged(MARK | {"a": TENSOR, "b": TENSOR}, bytes(8)),
     "offsets outside": forged(MARK | {"a": TENSOR | {"data_offsets": [0, 1 << 40]}}, bytes(8)),

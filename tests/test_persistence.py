@@ -41,7 +41,7 @@ def fitted(labels=(0, 1, 2), dtype=np.float64, offset=0, **params):
     rows = np.less(Y, len(labels))
     data = (X[rows] + offset).astype(dtype)
     y = labels[Y[rows]]
-    if labels.dtype.kind == "f":  # which scikit-learn takes for a regression's
+    if labels.dtype.kind == "f" or not labels.dtype.isnative:  # for soft targets' names are taken as they are
         return SoftmaxRegression(**params).fit(data, np.eye(len(labels))[Y[rows]], classes=labels), data
     return SoftmaxRegression(**params).fit(data, y), data
 
