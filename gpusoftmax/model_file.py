@@ -46,6 +46,8 @@ def pack(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> tupl
     try:
         # One entry, since safetensors orders several at random: the same model is the same bytes.
         data = memoryview(save(arrays | {DIGEST: np.zeros(DIGEST_BYTES, np.uint8)}, {FORMAT: text}))
+        if int.from_bytes(data[:LENGTH_BYTES], "little") > LARGEST_HEADER_BYTES:
+            raise SafetensorError("header too large")  # older versions write what they would not read
     except SafetensorError as error:
         raise ModelFileError(f"its labels, names and parameters take {len(text):,} bytes of text: {error}") from error
     content = data[:-DIGEST_BYTES]
