@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as shown  # in a few words, however large or deep
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -105,11 +106,13 @@ def _metadata(header: memoryview) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"its header is not that of a gpusoftmax model, or damaged. {NEW_COPY}") from error
     if format_name != FORMAT or type(version) is not int or version < 1:
-        raise ModelFileError(f"its format is {format_name!r}, version {version!r}; expected {FORMAT!r}, version 1")
+        raise ModelFileError(
+            f"its format is {shown(format_name)}, version {shown(version)}; expected {FORMAT!r}, version 1"
+        )
     if version > FORMAT_VERSION:
         raise ModelFileError(
-            f"gpusoftmax {metadata.get('library_version')} wrote it in version {version} of the format and this one "
-            f"reads up to {FORMAT_VERSION}: update gpusoftmax"
+            f"gpusoftmax {shown(metadata.get('library_version'))} wrote it in version {shown(version)} of the format, "
+            f"and this one reads up to {FORMAT_VERSION}: update gpusoftmax"
         )
     return metadata
 

@@ -8,6 +8,7 @@ import math
 import re
 from copy import copy
 from importlib.metadata import version
+from reprlib import repr as shown  # in a few words, however large or deep
 from types import NoneType
 from typing import Any
 
@@ -152,7 +153,7 @@ def _describe(model) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def _restore(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> SoftmaxRegression:
     """Return the model of tensors and metadata that are not to be trusted."""
     if _entry(metadata, "estimator", str) != "SoftmaxRegression":
-        raise ModelFileError(f"it holds a {metadata['estimator']!r}, not a SoftmaxRegression")
+        raise ModelFileError(f"it holds a {shown(metadata['estimator'])}, not a SoftmaxRegression")
     model = _unfitted(_entry(metadata, "parameters", dict), metadata.get("library_version"))
     classes = _classes(_entry(metadata, "classes", dict), sum(tensor.nbytes for tensor in tensors.values()))
     training = _entry(metadata, "training", dict)
@@ -174,7 +175,7 @@ def _unfitted(parameters: dict[str, Any], written_by) -> SoftmaxRegression:
     unknown = sorted(parameters.keys() - SoftmaxRegression().get_params().keys())
     if unknown:
         raise ModelFileError(
-            f"it has parameters that are unknown here: {', '.join(unknown)}. gpusoftmax {written_by} wrote it and "
+            f"it has parameters that are unknown here: {shown(unknown)}. gpusoftmax {shown(written_by)} wrote it and "
             f"this is {version('gpusoftmax')}: update gpusoftmax"
         )
     model = SoftmaxRegression(**{name: _from_json(value) for name, value in parameters.items()})
@@ -189,7 +190,7 @@ def _restore_training(model, training: dict[str, Any]) -> None:
     """Set what is known of the fit."""
     status = _entry(training, "status", str, NoneType)
     if status is not None and status not in Status.__members__:
-        raise ModelFileError(f"its status is {status!r}, expected one of {', '.join(Status.__members__)}")
+        raise ModelFileError(f"its status is {shown(status)}, expected one of {', '.join(Status.__members__)}")
     model.status_ = None if status is None else Status[status]
     n_iter = _entry(training, "n_iter", int, NoneType)
     if n_iter is not None:
@@ -199,7 +200,7 @@ def _restore_training(model, training: dict[str, Any]) -> None:
     for name in NUMBERS_OF_FIT:
         value = _from_json(training.get(name))
         if type(value) not in (float, NoneType):
-            raise ModelFileError(f"its {name} is {value!r:.60}, expected a float")
+            raise ModelFileError(f"its {name} is {shown(value)}, expected a float")
         if value is not None or name != "temperature":  # only calibrated models have that
             setattr(model, f"{name}_", value)
 
@@ -230,8 +231,8 @@ def _classes(record: dict[str, Any], n_other_bytes: int) -> np.ndarray:
     name, labels = _entry(record, "dtype", str), _entry(record, "labels", list)
     if not LABEL_DTYPES.fullmatch(name):
         raise ModelFileError(
-            f"its labels are of dtype {name!r}, and labels must be {LABELS}: fit with y as one of these, for instance "
-            "y.astype(str)"
+            f"its labels are of dtype {shown(name)}, and labels must be {LABELS}: fit with y as one of "
+            "these, for instance y.astype(str)"
         )
     dtype = np.dtype(name)
     if len(labels) * dtype.itemsize > n_other_bytes + FREE_LABEL_BYTES and dtype.kind == "U":
@@ -242,16 +243,18 @@ def _classes(record: dict[str, Any], n_other_bytes: int) -> np.ndarray:
     types = LABEL_TYPES[dtype.kind]
     for label in labels:
         if type(label) not in types or (type(label) is float and not math.isfinite(label)):
-            raise ModelFileError(f"among its labels of dtype {name!r} is {label!r:.60}, and labels must be {LABELS}")
+            raise ModelFileError(
+                f"among its labels of dtype {shown(name)} is {shown(label)}, and labels must be {LABELS}"
+            )
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise ModelFileError(f"its {len(labels)} labels are not two or more different ones")
     with np.errstate(over="ignore"):
         try:
             classes = np.array(labels, dtype)
         except OverflowError as error:
-            raise ModelFileError(f"its labels do not fit dtype {name!r}") from error
+            raise ModelFileError(f"its labels do not fit dtype {shown(name)}") from error
     if classes.tolist() != labels:
-        raise ModelFileError(f"its labels do not fit dtype {name!r}")
+        raise ModelFileError(f"its labels do not fit dtype {shown(name)}")
     return classes
 
 
@@ -260,7 +263,7 @@ def _entry(record: dict[str, Any], name: str, *types: type) -> Any:
     value = record.get(name)
     if type(value) not in types:
         expected = " or ".join("null" if each is NoneType else each.__name__ for each in types)
-        raise ModelFileError(f"its {name} is {value!r:.60}, expected {expected}")
+        raise ModelFileError(f"its {name} is {shown(value)}, expected {expected}")
     return value
 
 
@@ -298,4 +301,4 @@ def _scalar_from_json(value) -> Any:
             return float(name)
         case bool() | int() | float() | str() | None:
             return value
-    raise ModelFileError(f"one of its parameters is {value!r:.60}, which save_model does not write")
+    raise ModelFileError(f"one of its parameters is {shown(value)}, which save_model does not write")

@@ -195,7 +195,7 @@ def test_what_is_made_wrong_is_refused(read, data):
 
 def test_a_newer_format_wants_a_newer_version(read):
     text = '{"format":"gpusoftmax","format_version":2,"library_version":"9.1"}'
-    with pytest.raises(ModelFileError, match=r"gpusoftmax 9.1 wrote it in version 2.*update gpusoftmax"):
+    with pytest.raises(ModelFileError, match=r"gpusoftmax '9.1' wrote it in version 2.*update gpusoftmax"):
         read(forged(marked(text)))
 
 

@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 import pickle
 import subprocess
@@ -299,8 +300,10 @@ def tensor(name, change):
 FORGERIES = {
     "no estimator": (lambda tensors, metadata: metadata.pop("estimator"), "its estimator is None"),
     "another estimator": (set_(estimator="Pipeline"), "holds a 'Pipeline'"),
+    "estimator is a long text": (set_(estimator="x" * 100_000), "holds a 'x+[.]+x+'"),
+    "parameters are nested": (set_(parameters=json.loads("[" * 500 + "]" * 500)), r"\[{7}\.\.\.\]{7}, expected dict"),
     "parameters are a list": (set_(parameters=[]), r"its parameters is \[\], expected dict"),
-    "parameter of the future": (within("parameters", depth=3), "unknown here: depth.*update gpusoftmax"),
+    "parameter of the future": (within("parameters", depth=3), r"unknown here: \['depth'\].*update gpusoftmax"),
     "parameter out of range": (within("parameters", C=-1.0), "'C' parameter"),
     "parameter of another type": (within("parameters", tol="small"), "'tol' parameter"),
     "parameter is a list": (within("parameters", class_weight=[1]), "one of its parameters"),
@@ -359,6 +362,7 @@ def test_what_is_wrong_is_refused_and_named(path, change, message):
     with pytest.raises(ModelFileError, match=message) as caught:
         load_model(path)
     assert str(caught.value).startswith(f"{path} cannot be loaded: ")
+    assert len(str(caught.value)) < len(str(path)) + 300
 
 
 def test_what_a_later_version_may_leave_out_or_add(path):
