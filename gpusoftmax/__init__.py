@@ -2,7 +2,9 @@
 
 from importlib.metadata import version
 
+from gpusoftmax.callbacks import History
 from gpusoftmax.cross_validation import SoftmaxRegressionCV
+from gpusoftmax.early_stopping import EarlyStopping
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import ConvergenceWarning, NonFiniteError, WorkspaceError
 from gpusoftmax.functional import loss_and_gradient
@@ -15,6 +17,8 @@ __version__ = version("gpusoftmax")
 
 __all__ = [
     "ConvergenceWarning",
+    "EarlyStopping",
+    "History",
     "ManyFits",
     "NonFiniteError",
     "SoftmaxRegression",

@@ -330,6 +330,7 @@ class TestProgress:
         assert seen[-1].n_passes == solution.n_passes.max()
         np.testing.assert_array_equal(seen[-1].values, solution.value)
         np.testing.assert_array_equal(seen[-1].gradient_norms, solution.gradient_norm)
+        np.testing.assert_array_equal(seen[-1].n_iter, solution.n_iter)
         values = np.array([progress.values for progress in seen])
         assert values.shape == (len(seen), len(FAMILY))
         assert (np.diff(values, axis=0) <= 1e-9).all()
@@ -339,6 +340,15 @@ class TestProgress:
         minimize(rosenbrock, callback=lambda progress: seen.append((progress, progress.values.copy())))
         for progress, values in seen:
             np.testing.assert_array_equal(progress.values, values)
+
+    def test_params_are_those_that_the_values_belong_to(self):
+        seen = []
+        solution, _ = minimize(*FAMILY, callback=lambda progress: seen.append((progress, progress.copy_params())))
+        for progress, params in seen:
+            for problem, function in enumerate(FAMILY):
+                value, _ = function(params[:, problem].ravel())
+                assert_close(progress.values[problem], value, 1e-12)
+        np.testing.assert_array_equal(seen[-1][1], solution.params)
 
     def test_passes_of_the_metric_count(self):
         solution, log = minimize(rosenbrock)

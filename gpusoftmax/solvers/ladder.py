@@ -80,8 +80,14 @@ def _after(spent: list[Solution], callback: Callback | None) -> Callback | None:
     if callback is None or not spent:
         return callback
     n_passes = float(sum(solution.n_passes.max() for solution in spent))
+    n_iter = sum(solution.n_iter for solution in spent)
     return lambda progress: callback(
-        replace(progress, n_evaluations=progress.n_evaluations + int(n_passes), n_passes=progress.n_passes + n_passes)
+        replace(
+            progress,
+            n_evaluations=progress.n_evaluations + int(n_passes),
+            n_passes=progress.n_passes + n_passes,
+            n_iter=progress.n_iter + n_iter,
+        )
     )
 
 
