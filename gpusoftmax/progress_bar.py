@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from gpusoftmax.solvers.base import Progress
 
-FIRST_SECONDS = 0.5  # what ends sooner needs no bar
+FIRST_SECONDS = 1.0  # what ends sooner needs no bar, and would notice what one costs to set up
 INTERVAL_SECONDS = 0.1
 MAX_SHARE = 0.005  # of the time between two drawings that one may take
 
@@ -40,7 +40,7 @@ class ProgressBar:
         self._n_finished, self._n_passes = 0, 0.0
         self._running = (0, 0.0)  # of the problems that run now: finished, passes
         self._first_gradient = self._least_gradient = math.inf
-        self._standing = ""
+        self._standing: tuple[float, float] | None = None  # objective of the first and largest gradient of all that run
         self._status = ""
         self._bar: Any = None
         self._task: Any = None
@@ -65,8 +65,7 @@ class ProgressBar:
             self._first_gradient = gradient
         self._least_gradient = min(self._least_gradient, gradient)
         self._running = progress.n_finished, progress.n_passes
-        objective = f"objective {progress.values[0]:.6g}, " if self._n_problems == 1 else ""
-        self._standing = f"{objective}gradient {gradient:.1e}, "
+        self._standing = float(progress.values[0]), gradient
         self._draw_if_due()
 
     def finish(self, n_problems: int, status: object = None) -> None:
@@ -75,7 +74,7 @@ class ProgressBar:
         self._n_passes += self._running[1]
         self._running = 0, 0.0
         if self._n_problems > 1:
-            self._standing = ""
+            self._standing = None
         self._status = "" if status is None else f"{status}, "
         self._draw_if_due()
 
@@ -109,9 +108,11 @@ class ProgressBar:
         n_finished, n_passes = self._running
         n_passes += self._n_passes
         seconds = time.perf_counter() - self._began
-        text = self._standing
-        if self._n_problems > 1:
-            text = f"{self._n_finished + n_finished} of {self._n_problems} problems, {text}"
+        text = f"{self._n_finished + n_finished} of {self._n_problems} problems, " if self._n_problems > 1 else ""
+        if self._standing is not None:
+            objective, gradient = self._standing
+            text += f"objective {objective:.6g}, " if self._n_problems == 1 else ""
+            text += f"gradient {gradient:.1e}, "
         if self._n_rows is not None:
             text += f"{n_passes:,.0f} passes, {_in_short(self._n_rows * n_passes / seconds)} rows/s, "
         return text + (f"{seconds:.2g} s" if seconds < 1 else f"{seconds:,.1f} s")
