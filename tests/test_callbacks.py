@@ -9,7 +9,7 @@ import pytest
 from cuda_device import cuda
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from sklearn.callback import ProgressBar, ScoringMonitor
+from sklearn.callback import CallbackContext, ProgressBar, ScoringMonitor
 from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss
@@ -201,6 +201,11 @@ def test_callbacks_do_not_change_the_fit():
     plain = SoftmaxRegression().fit(X, Y)
     assert_array_equal(clf.coef_, plain.coef_)
     assert vars(clf).keys() - vars(plain).keys() == {"_skl_callbacks"}
+
+
+def test_without_callbacks_steps_make_no_tasks(monkeypatch):
+    monkeypatch.setattr(CallbackContext, "subcontext", None)
+    assert SoftmaxRegression().fit(X, Y).status_ is Status.CONVERGED
 
 
 def test_models_are_made_only_for_callbacks_that_ask(monkeypatch):

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
-PROBES = README.with_name("docs") / "linear-probe.md"
+GUIDE = README.with_name("docs") / "guide.md"
+PROBES = GUIDE.with_name("linear-probe.md")
 
 
 def python_blocks(text):
@@ -25,6 +26,11 @@ def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     run_blocks(README.read_text(), str(README))
+
+
+def test_every_python_block_of_the_guide_runs(capsys):
+    run_blocks(GUIDE.read_text(), str(GUIDE))
+    assert "STOPPED" in capsys.readouterr().out
 
 
 def test_every_python_block_of_the_guide_to_linear_probes_runs(tmp_path, monkeypatch):

@@ -313,10 +313,11 @@ class TestStatus:
 
 class TestProgress:
     def test_problems_that_end_together_are_heard_of(self):
-        seen = []
+        seen, params = [], []
         f, m = quadratic(0)
-        solution, _ = minimize(f, f, callback=seen.append)
+        solution, _ = minimize(f, f, callback=lambda one: params.append(one.copy_params()) or seen.append(one))
         assert [progress.n_finished for progress in seen[-2:]] == [0, 2]
+        np.testing.assert_array_equal(params[-1], solution.params)
         assert_close(solution.params[:, 1].ravel(), m, 1e-6)
 
     def test_counts_and_states(self):
