@@ -115,7 +115,7 @@ class FitTasks:
         if not self._has_listeners:
             return False
         stops, n_iter = False, int(progress.n_iter[0])
-        if self._step is not None and n_iter > self._n_iter:
+        if n_iter > self._n_iter:
             stops = self._step.call_on_fit_task_end(**self._about, reconstruction_attributes=attributes)
             self._step = None
         if self._step is None and not stops:

@@ -106,6 +106,13 @@ def test_a_callback_stops_the_whole_climb(n_calls):
     assert exact.log == []
 
 
+def test_a_coarse_level_that_ends_as_it_is_stopped_is_not_converged():
+    coarse, exact = objectives(coarse=1e-9)
+    solution = solve([coarse, exact], tol=1e-4, callback=lambda progress: progress.n_finished == 1)
+    assert solution.status == [Status.STOPPED]
+    assert exact.log == []
+
+
 def stops_after(norms, rounding=1e-2):
     """Return how many evaluations with the given gradient norms a coarse level takes."""
     stop = _UntilRounding(rounding, None)

@@ -41,7 +41,9 @@ def climb(
         known = Known(metric=known.metric)
         spent.append(_with_steps(solver, _steps_left(solver, spent)).minimize(objective, params, stop, known))
         params = spent[-1].params
-        if stop.is_interrupted:
+        if stop.is_interrupted:  # nothing exact has judged what had ended by then
+            status = spent[-1].status
+            spent[-1] = replace(spent[-1], status=np.where(status == Status.NON_FINITE, status, Status.STOPPED))
             return _in_all(spent)
     left = _steps_left(solver, spent)
     is_judge = bool(spent) and not is_exact
