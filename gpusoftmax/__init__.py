@@ -6,9 +6,11 @@ from gpusoftmax.callbacks import History
 from gpusoftmax.cross_validation import SoftmaxRegressionCV
 from gpusoftmax.early_stopping import EarlyStopping
 from gpusoftmax.estimator import SoftmaxRegression
-from gpusoftmax.exceptions import ConvergenceWarning, NonFiniteError, WorkspaceError
+from gpusoftmax.exceptions import ConvergenceWarning, ModelFileError, NonFiniteError, WorkspaceError
+from gpusoftmax.exports import to_onnx, to_sklearn, to_torch
 from gpusoftmax.functional import loss_and_gradient
 from gpusoftmax.many import ManyFits, fit_many
+from gpusoftmax.persistence import load_model, save_model
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.sweep_result import SweepResult
 from gpusoftmax.sweeps import sweep
@@ -20,6 +22,7 @@ __all__ = [
     "EarlyStopping",
     "History",
     "ManyFits",
+    "ModelFileError",
     "NonFiniteError",
     "SoftmaxRegression",
     "SoftmaxRegressionCV",
@@ -27,6 +30,11 @@ __all__ = [
     "SweepResult",
     "WorkspaceError",
     "fit_many",
+    "load_model",
     "loss_and_gradient",
+    "save_model",
     "sweep",
+    "to_onnx",
+    "to_sklearn",
+    "to_torch",
 ]

@@ -98,7 +98,8 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     gradient_norm_ : float
         Largest absolute entry of the gradient of f at the solution.
     history_ : History or None
-        Passes, objective, gradient and seconds after each evaluation; None for a model out of a sweep or `fit_many`.
+        Passes, objective, gradient and seconds after each evaluation. None for a model out of a sweep, `fit_many` or a
+        file.
     n_features_in_ : int
     feature_names_in_ : array of shape (n_features_in_,)
         Where X had feature names that are all strings.
