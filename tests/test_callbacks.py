@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from gpusoftmax import SoftmaxRegression, SoftmaxRegressionCV, Status
+from gpusoftmax import SoftmaxRegression, SoftmaxRegressionCV, Status, fit_many, load_model, save_model, sweep
 from gpusoftmax.callbacks import STEP
 from gpusoftmax.interop import to_host
 
@@ -112,6 +112,13 @@ def test_history_of_a_search_is_that_of_the_fit_to_all_rows():
     clf = SoftmaxRegressionCV(Cs=[0.1, 1.0], cv=2).fit(X, Y)
     assert clf.history_.objectives[-1] == clf.objective_
     assert SoftmaxRegressionCV(Cs=[0.1, 1.0], cv=2, refit=False).fit(X, Y).history_ is None
+
+
+def test_models_that_were_not_fitted_alone_have_no_history(tmp_path):
+    save_model(SoftmaxRegression().fit(X, Y), tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    of_sweep, of_many = sweep(X, Y, Cs=[1.0]).to_estimator(0), fit_many([X], [Y]).to_estimator(0)
+    assert loaded.history_ is of_sweep.history_ is of_many.history_ is None
 
 
 # Logging
