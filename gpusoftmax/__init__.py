@@ -2,7 +2,9 @@
 
 from importlib.metadata import version
 
+from gpusoftmax.callbacks import History
 from gpusoftmax.cross_validation import SoftmaxRegressionCV
+from gpusoftmax.early_stopping import EarlyStopping
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import ConvergenceWarning, ModelFileError, NonFiniteError, WorkspaceError
 from gpusoftmax.exports import to_onnx, to_sklearn, to_torch
@@ -17,6 +19,8 @@ __version__ = version("gpusoftmax")
 
 __all__ = [
     "ConvergenceWarning",
+    "EarlyStopping",
+    "History",
     "ManyFits",
     "ModelFileError",
     "NonFiniteError",

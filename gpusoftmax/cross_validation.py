@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
+from sklearn.callback import with_callbacks
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.metadata_routing import (
     UNUSED,
@@ -21,6 +22,7 @@ from sklearn.utils.metadata_routing import (
 from sklearn.utils.validation import _check_method_params
 
 from gpusoftmax.backends.choice import get_backend
+from gpusoftmax.callbacks import FitTasks
 from gpusoftmax.encoding import encode, with_class_weight
 from gpusoftmax.estimator import SoftmaxRegression, unchanged_on_failure
 from gpusoftmax.interop import receive, to_host
@@ -35,7 +37,7 @@ SHARED = {  # parameters and what they may be
     if name not in ("C", "warm_start")
 }
 OF_MODEL = ("coef_", "intercept_", "classes_", "_center")
-OF_REFIT = ("n_passes_", "status_", "objective_", "gradient_norm_")
+OF_REFIT = ("n_passes_", "status_", "objective_", "gradient_norm_", "history_")
 
 
 class SoftmaxRegressionCV(SoftmaxRegression):
@@ -78,11 +80,13 @@ class SoftmaxRegressionCV(SoftmaxRegression):
     n_iter_ : array of shape (n_folds, 1, n_Cs)
         Steps taken from the neighbouring strength's solution.
     coef_, intercept_, classes_, n_features_in_, feature_names_in_ : see `SoftmaxRegression`
-    status_, objective_, gradient_norm_, n_passes_ : see `SoftmaxRegression`
+    status_, objective_, gradient_norm_, n_passes_, history_ : see `SoftmaxRegression`
         Of the fit to all rows; None with ``refit=False``.
 
     Notes
     -----
+    Callbacks hear of the steps of the fit to all rows, not of those of the sweep, whose problems run together.
+
     The log loss is computed from logits: where scikit-learn clips probabilities, at losses of 36 and more, it does not.
 
     Examples
@@ -171,19 +175,7 @@ class SoftmaxRegressionCV(SoftmaxRegression):
             if self.one_standard_error and not self.refit:
                 raise ValueError("one_standard_error=True chooses by means over folds: it needs refit=True.")
             _raise_for_params(params, self, "fit")
-            given = _given(sample_weight=to_host(sample_weight), groups=to_host(groups))
-            split_params, score_params = self._route(given, params)
-            X, home = receive(X)
-            backend = get_backend(self.device, home.cuda_device)
-            with backend.active():
-                source, code = encode(self, X, home, y, sample_weight, classes, backend)
-                folds, held_out = self._split(source, split_params)
-                result = self._sweep(source, code, folds, backend)
-                scores = self._scores(result, source, code, held_out, backend, score_params)
-                model = self._choose(result, scores, code.home)
-                if self.refit:
-                    model._fit_encoded(source, code, backend)
-            self._keep(result, scores, model)
+            result, model = self._fit(X, y, sample_weight, groups, classes, params)
         warn_unless_converged(result, self.tol)
         if self.refit:
             model._warn_unless_converged()
@@ -210,6 +202,26 @@ class SoftmaxRegressionCV(SoftmaxRegression):
         tags = super().__sklearn_tags__()
         tags.array_api_support = False  # what belongs to folds is NumPy's
         return tags
+
+    @with_callbacks
+    def _fit(self, X, y, sample_weight, groups, classes, params):
+        """Fit what the user gave; return the sweep's result and the model that was chosen."""
+        given = _given(sample_weight=to_host(sample_weight), groups=to_host(groups))
+        split_params, score_params = self._route(given, params)
+        received, home = receive(X)
+        backend = get_backend(self.device, home.cuda_device)
+        with backend.active():
+            source, code = encode(self, received, home, y, sample_weight, classes, backend)
+            tasks = FitTasks(self, X, y, sample_weight)
+            folds, held_out = self._split(source, split_params)
+            result = self._sweep(source, code, folds, backend)
+            scores = self._scores(result, source, code, held_out, backend, score_params)
+            model = self._choose(result, scores, code.home)
+            if self.refit:
+                model._fit_encoded(source, code, backend, tasks)
+            self._keep(result, scores, model)
+            tasks.end()
+        return result, model
 
     @property
     def _scoring(self):

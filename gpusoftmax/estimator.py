@@ -9,16 +9,18 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn._config import get_config  # sklearn.get_config, whose re-export mypy does not see
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from gpusoftmax.backends.choice import get_backend
-from gpusoftmax.callbacks import PrintProgress
+from gpusoftmax.callbacks import FitTasks, Recorder
 from gpusoftmax.encoding import check_features, encode, with_class_weight
 from gpusoftmax.exceptions import NonFiniteError
 from gpusoftmax.interop import receive, to_host
+from gpusoftmax.progress_bar import ProgressBar
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource, compute_dtype
@@ -33,7 +35,7 @@ METHODS = {
 }
 
 
-class SoftmaxRegression(ClassifierMixin, BaseEstimator):
+class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     """Softmax (multinomial logistic) regression, trained to a trustworthy optimum in bounded memory.
 
     Minimises exactly the objective of scikit-learn's ``LogisticRegression``::
@@ -64,7 +66,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         Draws the rows from which the solver's metric is estimated when there are many; None draws the same ones always.
         It does not change the optimum.
     verbose : int, default=0
-        Above 0, report progress on standard error.
+        Above 0, a progress bar on standard error while the fit runs, if that is a terminal, and one line at its end.
     device : {"auto", "cpu", "cuda"}, default="auto"
         Where to compute: "auto" is where X already is; for X on the host, a CUDA GPU if there is one that can be used.
     precision : {"auto", "highest", "high", "medium"}, default="auto"
@@ -95,6 +97,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         f at the solution.
     gradient_norm_ : float
         Largest absolute entry of the gradient of f at the solution.
+    history_ : History or None
+        Passes, objective, gradient and seconds after each evaluation. None for a model out of a sweep, `fit_many` or a
+        file.
     n_features_in_ : int
     feature_names_in_ : array of shape (n_features_in_,)
         Where X had feature names that are all strings.
@@ -180,7 +185,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            Data or parameters are unusable. The estimator is left as it was, as it is when the fit is interrupted.
+            Data or parameters are unusable. The estimator is left as it was, as it is when the fit is interrupted or
+            a callback raises.
         DeviceError
             A CUDA GPU is asked for and cannot be used; the message says why.
         MemoryError
@@ -188,10 +194,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         """
         with unchanged_on_failure(self):
             self._validate_params()
-            X, home = receive(X)
-            backend = get_backend(self.device, home.cuda_device)
-            with backend.active():
-                self._fit(X, home, y, sample_weight, classes, backend)
+            self._fit(X, y, sample_weight, classes)
         self._warn_unless_converged()
         return self
 
@@ -227,26 +230,43 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         state = super().__getstate__()
         return state | {name: to_host(state[name]) for name in ARRAYS if name in state}
 
-    def _fit(self, X, home, y, sample_weight, classes, backend):
-        """Fit X, as `receive` returns it; the rest is as the user gave it."""
-        self._fit_encoded(*encode(self, X, home, y, sample_weight, classes, backend), backend)
+    @with_callbacks  # inside of `unchanged_on_failure`, which would take from it what it tears down
+    def _fit(self, X, y, sample_weight, classes):
+        """Fit what the user gave."""
+        received, home = receive(X)
+        backend = get_backend(self.device, home.cuda_device)
+        with backend.active():
+            source, code = encode(self, received, home, y, sample_weight, classes, backend)
+            tasks = FitTasks(self, X, y, sample_weight)
+            self._fit_encoded(source, code, backend, tasks)
+            tasks.end()
 
-    def _fit_encoded(self, source, code, backend):
+    def _fit_encoded(self, source, code, backend, tasks):
         """Fit what `encode` returned."""
-        solution, center = train(
-            self._training(code),
-            with_class_weight(source, self.class_weight, code.classes, backend),
-            LBFGS(tol=self.tol, max_iter=self.max_iter),
-            backend,
-            start=self._start(code.classes, source.n_features),
-            callback=PrintProgress() if self.verbose else None,
-        )
+        recorder = Recorder(source.n_rows, source.n_features, len(code.classes), backend.name)
+
+        def hear(progress, center):
+            recorder.hear(progress)
+            bar.hear(progress)
+            return tasks.hear(progress, lambda: self._attributes_at(progress, center, code, backend))
+
+        with ProgressBar(1, n_rows=source.n_rows, tol=self.tol, is_shown=bool(self.verbose)) as bar:
+            solution, center = train(
+                self._training(code),
+                with_class_weight(source, self.class_weight, code.classes, backend),
+                LBFGS(tol=self.tol, max_iter=self.max_iter),
+                backend,
+                start=self._start(code.classes, source.n_features),
+                callback=hear,
+            )
+            bar.finish(1, Status(int(solution.status[0])))
         if solution.status[0] == Status.NON_FINITE:
             raise NonFiniteError(
                 f"The objective or its gradient left the range of {code.dtype.name}: features as large as these "
                 "want rescaling (sklearn.preprocessing.StandardScaler, for instance) or float64."
             )
-        self._unpack(solution, 0, center, code)
+        self._unpack(solution, 0, center, code, recorder.history())
+        recorder.log_end(self)
 
     def _training(self, code):
         """Return what to fit, as the parameters say it."""
@@ -279,22 +299,24 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             rows = np.concatenate([-rows / 2, rows / 2])
         return rows.T[:, np.newaxis]
 
-    def _unpack(self, solution, problem, center, code):
+    def _unpack(self, solution, problem, center, code, history=None):
         """Set the fitted attributes from one problem of a solution on the host."""
-        home = code.home
-        coef, intercept = code.decode(solution.params[:, problem : problem + 1], center)
-        self._center = center
-        self.coef_ = home.send(coef[0])
-        self.intercept_ = home.send(intercept[0])
-        self.classes_ = code.y_home.send_labels(code.classes)
-        self.n_iter_ = home.send(solution.n_iter[problem : problem + 1])
-        self.n_passes_ = float(solution.n_passes[problem])
+        chosen = slice(problem, problem + 1)
+        numbers = (getattr(solution, name)[chosen] for name in ("n_iter", "n_passes", "value", "gradient_norm"))
+        for name, value in _fitted(code, solution.params[:, chosen], center, *numbers).items():
+            setattr(self, name, value)
         self.status_ = Status(int(solution.status[problem]))
-        self.objective_ = float(solution.value[problem])
-        self.gradient_norm_ = float(solution.gradient_norm[problem])
+        self.history_ = history
+
+    def _attributes_at(self, progress, center, code, backend):
+        """Return the fitted attributes as they are in the middle of a fit."""
+        params = backend.to_host(progress.copy_params())
+        numbers = progress.n_iter, [progress.n_passes], progress.values, progress.gradient_norms
+        return _fitted(code, params, center, *numbers) | {"status_": Status.RUNNING}
 
     def _warn_unless_converged(self):
-        if self.gradient_norm_ <= self.tol and self.status_ != Status.ITERATION_LIMIT:
+        is_within_tol = self.gradient_norm_ <= self.tol and self.status_ != Status.ITERATION_LIMIT
+        if is_within_tol or self.status_ == Status.STOPPED:
             return
         advice = (
             "Increase max_iter or scale the features."
@@ -347,6 +369,21 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
                 f"those passed to fit(), under array_api_dispatch: got {home}, fitted in {fitted}. Move X, or the "
                 "estimator with sklearn.utils._array_api.move_estimator_to, or switch array_api_dispatch off."
             )
+
+
+def _fitted(code, params, center, n_iter, n_passes, value, gradient_norm):
+    """Return the fitted attributes of one problem; all but the code are on the host."""
+    coef, intercept = code.decode(params, center)
+    return {
+        "_center": center,
+        "coef_": code.home.send(coef[0]),
+        "intercept_": code.home.send(intercept[0]),
+        "classes_": code.y_home.send_labels(code.classes),
+        "n_iter_": code.home.send(n_iter),
+        "n_passes_": float(n_passes[0]),
+        "objective_": float(value[0]),
+        "gradient_norm_": float(gradient_norm[0]),
+    }
 
 
 @contextmanager

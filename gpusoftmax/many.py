@@ -1,6 +1,5 @@
 """Many independent small problems in one call: each has its own X, and waves of them share every step."""
 
-import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from gpusoftmax.independent import IndependentObjective
 from gpusoftmax.interop import receive, to_host
 from gpusoftmax.kernels.independent import IndependentRows
 from gpusoftmax.plan_many import N_PAIRS, plan_waves
+from gpusoftmax.progress_bar import ProgressBar
 from gpusoftmax.solvers.base import Solution, Status
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import compute_dtype
@@ -78,6 +78,7 @@ class ManyFits:
         estimator.n_iter_, estimator.n_passes_ = self.n_iter[[p]], float(self.n_passes[p])
         estimator.status_, estimator.n_features_in_ = self.status[p], coef.shape[1]
         estimator.objective_, estimator.gradient_norm_ = float(self.objective[p]), float(self.gradient_norm[p])
+        estimator.history_ = None
         return estimator
 
     def to_frame(self):
@@ -125,7 +126,7 @@ def fit_many(
         Most bytes of the waves that run at once, with their copies of X and the solver's vectors; None for what runs
         best.
     verbose : int
-        Above 0, report every wave on standard error.
+        Above 0, a progress bar on standard error, if that is a terminal, and one line at the end.
 
     Returns
     -------
@@ -314,7 +315,7 @@ class _Fitting:
 
     def run(self, budget_bytes: int | None, verbose: int) -> ManyFits:
         """Fit all problems, wave by wave."""
-        data, n_done = self.data, 0
+        data, bar = self.data, ProgressBar(len(self.data.Xs), is_shown=bool(verbose))
         plan = plan_waves(
             data.n_rows,
             data.Xs[0].shape[1],
@@ -326,13 +327,11 @@ class _Fitting:
             budget_bytes=budget_bytes,
         )
         fit = partial(self.fit_wave, n_factored=plan.n_factored)
-        with self.backend.active(), self.backend.session(), ThreadPoolExecutor(plan.n_threads) as pool:
+        with bar, self.backend.active(), self.backend.session(), ThreadPoolExecutor(plan.n_threads) as pool:
             run = pool.map if plan.n_threads > 1 else map
             try:
                 for wave, _ in zip(plan.waves, run(fit, plan.waves), strict=True):
-                    n_done += len(wave)
-                    if verbose:
-                        sys.stderr.write(f"gpusoftmax: {n_done} of {len(data.Xs)} problems finished\n")
+                    bar.finish(len(wave))
             finally:
                 self.is_stopped = True
         return self.unpack()

@@ -192,6 +192,7 @@ def _restore_training(model, training: dict[str, Any]) -> None:
     if status is not None and status not in Status.__members__:
         raise ModelFileError(f"its status is {shown(status)}, expected one of {', '.join(Status.__members__)}")
     model.status_ = None if status is None else Status[status]
+    model.history_ = None
     n_iter = _entry(training, "n_iter", int, NoneType)
     if n_iter is not None:
         if not 0 <= n_iter < 1 << 31:

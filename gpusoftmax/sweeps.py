@@ -11,13 +11,13 @@ import numpy as np
 
 from gpusoftmax.backends.base import Backend
 from gpusoftmax.backends.choice import get_backend
-from gpusoftmax.callbacks import SweepProgress
 from gpusoftmax.encoding import Code, encode, with_class_weight
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import ConvergenceWarning
 from gpusoftmax.interop import receive, to_host
 from gpusoftmax.plan_sweep import plan_sweep
 from gpusoftmax.problems import Folds, Problems
+from gpusoftmax.progress_bar import ProgressBar
 from gpusoftmax.solvers.base import Progress, Solution, Status
 from gpusoftmax.solvers.continuation import LENGTH, Trail
 from gpusoftmax.solvers.lbfgs import LBFGS
@@ -73,7 +73,7 @@ def sweep(
         problem that runs, beside X, y, the weights and the result. Problems that do not fit together run in waves.
         None for what runs best.
     verbose : int, default=0
-        Above 0, a progress bar on standard error.
+        Above 0, a progress bar on standard error, if that is a terminal, and one line at the end.
     on_interrupt : {"raise", "return"}, default="raise"
         What Ctrl-C does: end in KeyboardInterrupt, or return what is finished at the end of the pass going on.
 
@@ -143,8 +143,8 @@ def solve(
 ) -> SweepResult:
     """Fit problems to what `encode` returned; `template` has the parameters that they share."""
     event = is_interrupted or threading.Event()
-    with SweepProgress(len(problems), is_shown=bool(verbose)) as progress:
-        return _Run(template, source, code, folds, problems, class_weights, backend, progress, event).solve()
+    with ProgressBar(len(problems), n_rows=source.n_rows, is_shown=bool(verbose)) as bar:
+        return _Run(template, source, code, folds, problems, class_weights, backend, bar, event).solve()
 
 
 def check_strengths(Cs) -> np.ndarray:
@@ -215,7 +215,7 @@ class _Run:
         problems: Problems,
         class_weights: list,
         backend: Backend,
-        progress: SweepProgress,
+        bar: ProgressBar,
         is_interrupted: threading.Event,
     ):
         self.template = template
@@ -225,7 +225,7 @@ class _Run:
         self.problems = problems
         self.class_weights = class_weights
         self.backend = backend
-        self.progress = progress
+        self.bar = bar
         self.is_interrupted = is_interrupted
         self.solver = LBFGS(tol=template.tol, max_iter=template.max_iter)
         self.sample_weight = None if source.weights is None else backend.to_host(source.weights)
@@ -316,12 +316,12 @@ class _Run:
                 trail = stage.trail
             spread = self.record(bound, places, solution)
             stage = Stage(C, solution, spread, trail.extended(solution.params, np.log(C)))
-            self.progress.finish(len(places))
+            self.bar.finish(len(places))
             if self.is_interrupted.is_set():
                 return
 
     def hear(self, progress: Progress) -> bool:
-        self.progress.hear(progress)
+        self.bar.hear(progress)
         return self.is_interrupted.is_set()
 
     def record(self, bound: Bound, places: np.ndarray, solution: Solution) -> np.ndarray:

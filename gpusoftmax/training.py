@@ -1,5 +1,6 @@
 """The one place where source, plan, objective, penalty and solver meet."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -10,7 +11,7 @@ from gpusoftmax.backends.base import Backend, FusedPass
 from gpusoftmax.objective import MetricRows, SoftmaxObjective
 from gpusoftmax.penalties import L2
 from gpusoftmax.plan import metric_sample, plan_fit
-from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Solution
+from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Progress, Solution
 from gpusoftmax.solvers.continuation import Trail
 from gpusoftmax.solvers.ladder import climb
 from gpusoftmax.solvers.lbfgs import LBFGS
@@ -53,7 +54,7 @@ def train(
     solver: LBFGS,
     backend: Backend,
     start: np.ndarray | None = None,
-    callback: Callback | None = None,
+    callback: Callable[[Progress, np.ndarray | None], bool | None] | None = None,
 ) -> tuple[Solution, np.ndarray | None]:
     """Fit every problem.
 
@@ -66,7 +67,7 @@ def train(
     backend : Backend
     start : array of shape (n_features + 1, n_problems, n_classes), or None
         None starts from no coefficients and the log class frequencies.
-    callback : called with a Progress after every evaluation; True ends the fit
+    callback : called with a Progress, and `center` as below, after every evaluation; True ends the fit
 
     Returns
     -------
@@ -85,7 +86,8 @@ def train(
     with backend.session():
         bound = bind(training, source, backend)
         params = bound.first_params if start is None else bound.params_from(start)
-        solution = bound.solve(solver, training.C, params, callback)
+        hear = None if callback is None else lambda progress: callback(progress, bound.center)
+        solution = bound.solve(solver, training.C, params, hear)
         return replace(solution, params=backend.to_host(solution.params)), bound.center
 
 

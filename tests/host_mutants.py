@@ -592,7 +592,7 @@ def _right_fit():
 def _fit(machine):
     waits = []
 
-    def count(progress):
+    def count(progress, center):
         waits.append(machine.counters.transfers)
 
     params = _trained(module, _backend(), callback=count).params

@@ -285,6 +285,11 @@ class ScalarCount(LogisticRegression):
         return self
 
 
+class WithoutCallbacks(LogisticRegression):
+    def set_callbacks(self, *callbacks):
+        return self
+
+
 class FrozenPredictions(LogisticRegression):
     """Predicts from the fit, whatever is written to its attributes since."""
 

@@ -26,6 +26,7 @@ ATTRIBUTES = {
     "status_",
     "objective_",
     "gradient_norm_",
+    "history_",
     "n_features_in_",
 }
 PREDICTIONS = ["predict", "predict_proba", "predict_log_proba", "decision_function"]

@@ -92,9 +92,9 @@ def test_the_step_limit_is_for_all_levels_together(max_iter, is_exact):
 
 def test_a_callback_hears_of_all_levels_as_of_one_solve():
     heard = []
-    solution = solve(objectives(), callback=lambda progress: heard.append(progress.n_passes))
+    solution = solve(objectives(), callback=lambda progress: heard.append((progress.n_passes, progress.n_iter[0])))
     assert heard == sorted(heard)
-    assert heard[-1] == solution.n_passes[0]
+    assert heard[-1] == (solution.n_passes[0], solution.n_iter[0])
 
 
 @pytest.mark.parametrize("n_calls", [1, 3])
@@ -106,11 +106,18 @@ def test_a_callback_stops_the_whole_climb(n_calls):
     assert exact.log == []
 
 
+def test_a_coarse_level_that_ends_as_it_is_stopped_is_not_converged():
+    coarse, exact = objectives(coarse=1e-9)
+    solution = solve([coarse, exact], tol=1e-4, callback=lambda progress: progress.n_finished == 1)
+    assert solution.status == [Status.STOPPED]
+    assert exact.log == []
+
+
 def stops_after(norms, rounding=1e-2):
     """Return how many evaluations with the given gradient norms a coarse level takes."""
     stop = _UntilRounding(rounding, None)
     for n, row in enumerate(np.transpose(norms), 1):
-        if stop(Progress(n, float(n), np.zeros(len(row)), row, 0)):
+        if stop(Progress(n, float(n), np.zeros(len(row), int), np.zeros(len(row)), row, 0, list)):
             return n
     return None
 

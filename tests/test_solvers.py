@@ -313,10 +313,11 @@ class TestStatus:
 
 class TestProgress:
     def test_problems_that_end_together_are_heard_of(self):
-        seen = []
+        seen, params = [], []
         f, m = quadratic(0)
-        solution, _ = minimize(f, f, callback=seen.append)
+        solution, _ = minimize(f, f, callback=lambda one: params.append(one.copy_params()) or seen.append(one))
         assert [progress.n_finished for progress in seen[-2:]] == [0, 2]
+        np.testing.assert_array_equal(params[-1], solution.params)
         assert_close(solution.params[:, 1].ravel(), m, 1e-6)
 
     def test_counts_and_states(self):
@@ -330,6 +331,7 @@ class TestProgress:
         assert seen[-1].n_passes == solution.n_passes.max()
         np.testing.assert_array_equal(seen[-1].values, solution.value)
         np.testing.assert_array_equal(seen[-1].gradient_norms, solution.gradient_norm)
+        np.testing.assert_array_equal(seen[-1].n_iter, solution.n_iter)
         values = np.array([progress.values for progress in seen])
         assert values.shape == (len(seen), len(FAMILY))
         assert (np.diff(values, axis=0) <= 1e-9).all()
@@ -339,6 +341,15 @@ class TestProgress:
         minimize(rosenbrock, callback=lambda progress: seen.append((progress, progress.values.copy())))
         for progress, values in seen:
             np.testing.assert_array_equal(progress.values, values)
+
+    def test_params_are_those_that_the_values_belong_to(self):
+        seen = []
+        solution, _ = minimize(*FAMILY, callback=lambda progress: seen.append((progress, progress.copy_params())))
+        for progress, params in seen:
+            for problem, function in enumerate(FAMILY):
+                value, _ = function(params[:, problem].ravel())
+                assert_close(progress.values[problem], value, 1e-12)
+        np.testing.assert_array_equal(seen[-1][1], solution.params)
 
     def test_passes_of_the_metric_count(self):
         solution, log = minimize(rosenbrock)

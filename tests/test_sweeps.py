@@ -369,15 +369,15 @@ class TestResult:
 class TestInterrupt:
     def interrupt(self, monkeypatch, after):
         """Send Ctrl-C once, from the step in which this many problems have finished."""
-        hear, done = gpusoftmax.sweeps.SweepProgress.hear, []
+        hear, done = gpusoftmax.sweeps.ProgressBar.hear, []
 
         def hear_and_interrupt(self, progress):
             hear(self, progress)
-            if self.n_finished >= after and not done:
+            if self._n_finished >= after and not done:
                 done.append(True)
                 os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(gpusoftmax.sweeps.SweepProgress, "hear", hear_and_interrupt)
+        monkeypatch.setattr(gpusoftmax.sweeps.ProgressBar, "hear", hear_and_interrupt)
         monkeypatch.setattr(gpusoftmax.sweeps, "plan_sweep", one_path_a_fold)
 
     def test_returns_what_is_finished_when_asked(self, monkeypatch):
@@ -402,7 +402,7 @@ class TestInterrupt:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(gpusoftmax.sweeps.SweepProgress, "hear", twice)
+        monkeypatch.setattr(gpusoftmax.sweeps.ProgressBar, "hear", twice)
         with pytest.raises(KeyboardInterrupt):
             tight(on_interrupt="return")
 
@@ -410,7 +410,7 @@ class TestInterrupt:
 def test_progress_shows_finished_problems_and_passes(capsys):
     tight(verbose=1)
     shown = capsys.readouterr().err
-    assert "12/12 problems" in shown
+    assert "12 of 12 problems" in shown
     assert "passes" in shown
     tight()
     assert capsys.readouterr().err == ""

@@ -73,14 +73,19 @@ class Status(enum.IntEnum):
 class Progress:
     """The state of a solve after an evaluation, over the problems that it started with.
 
-    values, gradient_norms : arrays of shape (n_problems,); n_finished : problems that have ended.
+    n_iter, values, gradient_norms : arrays of shape (n_problems,), steps taken and where they led
+    n_finished : problems that have ended
+    copy_params : returns a copy of every problem's params, where the objective has them; to be called before the
+        solve goes on
     """
 
     n_evaluations: int
     n_passes: float
+    n_iter: np.ndarray
     values: np.ndarray
     gradient_norms: np.ndarray
     n_finished: int
+    copy_params: Callable[[], Any]
 
 
 Callback = Callable[[Progress], bool | None]

@@ -41,7 +41,9 @@ def climb(
         known = Known(metric=known.metric)  # a pair of rounded gradients is another than one of exact ones
         spent.append(_with_steps(solver, _steps_left(solver, spent)).minimize(objective, params, stop, known))
         params = spent[-1].params
-        if stop.is_interrupted:
+        if stop.is_interrupted:  # nothing exact has judged what had ended by then
+            status = spent[-1].status
+            spent[-1] = replace(spent[-1], status=np.where(status == Status.NON_FINITE, status, Status.STOPPED))
             return _in_all(spent)
     left = _steps_left(solver, spent)
     is_judge = bool(spent) and not is_exact
@@ -80,8 +82,14 @@ def _after(spent: list[Solution], callback: Callback | None) -> Callback | None:
     if callback is None or not spent:
         return callback
     n_passes = float(sum(solution.n_passes.max() for solution in spent))
+    n_iter = sum(solution.n_iter for solution in spent)
     return lambda progress: callback(
-        replace(progress, n_evaluations=progress.n_evaluations + int(n_passes), n_passes=progress.n_passes + n_passes)
+        replace(
+            progress,
+            n_evaluations=progress.n_evaluations + int(n_passes),
+            n_passes=progress.n_passes + n_passes,
+            n_iter=progress.n_iter + n_iter,
+        )
     )
 
 

@@ -370,11 +370,19 @@ class _Run:
         solution.value[state.problem], solution.gradient_norm[state.problem] = state.value, state.gradient_norm
         return Progress(
             n_evaluations=self.n_evaluations,
-            n_passes=float(self.solution.n_passes.max()),
-            values=self.solution.value.copy(),
-            gradient_norms=self.solution.gradient_norm.copy(),
-            n_finished=len(self.solution.status) - len(self.state.problem),
+            n_passes=float(solution.n_passes.max()),
+            n_iter=solution.n_iter.copy(),
+            values=solution.value.copy(),
+            gradient_norms=solution.gradient_norm.copy(),
+            n_finished=len(solution.status) - len(state.problem),
+            copy_params=self.copy_params,
         )
+
+    def copy_params(self):
+        params = self.solution.params.copy()
+        if self.state.problem.size:
+            params[:, self.arrays.to_device(self.state.problem)] = self.to_params(self.vectors.x)
+        return params
 
 
 def _select(record, kept):
