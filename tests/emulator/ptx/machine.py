@@ -147,9 +147,6 @@ class Machine:
         """Values of some threads, of an array over all."""
         return values if len(lanes) == len(values) else values.take(lanes)  # lanes ascend: all of them are in order
 
-    def is_constant(self, slot):
-        return self.program.slots[slot][0] == "constant"
-
     # ---- scheduling ---------------------------------------------------------------------------
 
     def run(self):

@@ -261,10 +261,7 @@ class ParameterSpace:
 
     def uniform(self, offset, access):
         """Read at one place for all threads: one value, or `access.vector` of them."""
-        values = self.storage[offset : offset + access.nbytes]
-        if values.size < access.nbytes:
-            self.machine.fault("bounds", 0, access.ins, " outside the parameters")
-        values = values.view(access.dtype)
+        values = self.storage[offset : offset + access.nbytes].view(access.dtype)
         return values[0] if access.vector == 1 else values
 
     def load(self, address, lanes, access):

@@ -233,7 +233,7 @@ def _divide(program, ins):
 def _shift(program, ins):
     allow(ins)
     function = math.shift_left if ins.op == "shl" else math.shift_right
-    *_, value, amount = ins.operands
+    amount = ins.operands[-1]
     if is_number(amount) and int(amount, 0) < ins.dtype.itemsize * 8:
         ufunc, ins.operands = (np.left_shift if ins.op == "shl" else np.right_shift), ins.operands[:2]
         by = ins.dtype.type(int(amount, 0))

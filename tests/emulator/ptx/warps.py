@@ -23,7 +23,6 @@ class Warps:
         self.whole = block_threads % WARP == 0
         self.full = machine.everyone.size
         self.bit = np.exp2(self.lane)
-        self.partners = {}  # whom all threads would read, by what is constant about a shuffle
 
     def complete(self, mask_slot, at, ins):
         """Return (lanes whose whole mask is here, their masks); the others stay at this instruction."""
@@ -62,13 +61,7 @@ class Warps:
         lanes, _ = self.complete(mask, at, ins)
         if not lanes.size:
             return
-        if machine.is_constant(b) and machine.is_constant(c):
-            key = mode, b, c
-            if key not in self.partners:
-                self.partners[key] = self._find_partners(machine.everyone, views[b], views[c], mode)
-            partners, inside = (machine.of(lanes, values) for values in self.partners[key])
-        else:
-            partners, inside = self._find_partners(lanes, views[b][lanes], views[c][lanes], mode)
+        partners, inside = self._find_partners(lanes, views[b][lanes], views[c][lanes], mode)
         if not self._are_whole_warps(lanes):
             there = self._present(lanes)[self.index[lanes]] >> (partners - lanes + self.lane[lanes])
             if np.count_nonzero(there & 1) < lanes.size:
