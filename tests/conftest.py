@@ -1,5 +1,7 @@
 """What several test files share: the choice of a CUDA device, and the float64 oracle of a fit."""
 
+import signal
+
 import cuda_device
 import numpy as np
 import pytest
@@ -13,6 +15,14 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     cuda_device.is_real = config.getoption("--device") == "cuda"
+
+
+@pytest.fixture
+def heeds_ctrl_c():
+    """Let SIGINT interrupt Python: a shell that runs us in the background, or xdist, has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

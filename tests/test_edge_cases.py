@@ -286,15 +286,10 @@ class CtrlC:
 
 
 @pytest.fixture
-def ctrl_c():
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # a shell that runs us in the background has it ignored
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def ctrl_c(heeds_ctrl_c):
     ctrl_c = CtrlC(seconds=0.3)
     yield ctrl_c
     ctrl_c.thread.join()
-    if before is not signal.default_int_handler:
-        signal.signal(signal.SIGINT, before)
 
 
 def fit_until_interrupted(clf, X, y, ctrl_c):

@@ -366,6 +366,7 @@ class TestResult:
         np.testing.assert_allclose(result.coef[2], alone.coef_, atol=1e-6)
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 class TestInterrupt:
     def interrupt(self, monkeypatch, after):
         """Send Ctrl-C once, from the step in which this many problems have finished."""

@@ -22,7 +22,15 @@ BUGS = {
         "const float2 v = ((float2*)a)[i % 2]; out[i] = v.x + v.y;",
     ),
     "behind all shared memory": ("bounds", "extern __shared__ float d[]; d[i] = i; out[i] = d[i];"),
+    "before all shared memory": (
+        "bounds",
+        "extern __shared__ float d[]; if (i < 16) d[i] = i; __syncthreads(); if (i < 16) out[i] = d[i - 1];",
+    ),
     "a vector at an odd address": ("alignment", "reinterpret_cast<float4*>(out + 1)[0] = make_float4(1, 2, 3, 4);"),
+    "a vector at an odd address of shared memory": (
+        "alignment",
+        f"{SHARED} s[i] = i; __syncthreads(); const float2 v = *(float2*)(s + i % 32); out[i] = v.x + v.y;",
+    ),
     "shared memory nobody wrote": (
         "uninitialised",
         f"{SHARED} if (i < 40) s[i] = i; __syncthreads(); out[i] = s[i];",

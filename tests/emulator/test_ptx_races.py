@@ -104,5 +104,5 @@ def test_shadows_grow_with_their_memory():
     shadow = Shadow(2, False)
     assert shadow.write(np.array([1]), np.array([BLOCK + 5]), False)[0] is None
     shadow.grow(4)
-    assert not shadow.read(np.array([3]), np.array([5])).any()
+    assert shadow.read(np.array([3]), np.array([5])) is None
     assert shadow.read(np.array([1]), np.array([5])).all()

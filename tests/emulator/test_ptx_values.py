@@ -31,6 +31,49 @@ def test_shuffles_of_any_width(run_body, mode, width):
     assert (out == 10 * (lane - inside + origin)).all()
 
 
+def test_shuffles_after_each_other(run_body):
+    body = "int v = i; v += __shfl_xor_sync(~0u, v, 1); v += __shfl_xor_sync(~0u, v, 2); out[i] = v;"
+    out = np.zeros(64, "i4")
+    run_body(body, [out], block=64, parameters="int* out")
+    assert (out == np.arange(64).reshape(-1, 4).sum(1).repeat(4)).all()
+
+
+@pytest.mark.parametrize("guard", ["@%p", "@!%p"])
+def test_guarded_instructions(run_body, guard):
+    step = f"{{ .reg .pred %p; setp.lt.s32 %p, %1, 20; {guard} mov.b32 %0, 7; }}"
+    out = np.zeros(64, "i4")
+    run_body(f'int v = i; asm("{step}" : "+r"(v) : "r"(i)); out[i] = v;', [out], block=64, parameters="int* out")
+    assert (out == np.where((np.arange(64) < 20) == (guard == "@%p"), 7, np.arange(64))).all()
+
+
+def test_known_amounts_are_like_others(run_body):
+    """Shifts and insertions by constants are decoded into fewer steps."""
+    text = """
+        const int v = i * 0x01234567 - 99; const unsigned w = i * 0x9ABCDEF1u; int r[2][6];
+        {calls}
+        for (int j = 0; j < 6; ++j) { out[12 * i + j] = r[0][j]; out[12 * i + 6 + j] = r[1][j]; }
+    """
+    amounts = {"five": 5, "thirty": 30, "far": 35, "start": 7, "length": 9, "past": 28}
+    forms = ("shl.b32 %0, %1, {five}", "shr.s32 %0, %1, {five}", "shr.u32 %0, %1, {thirty}", "shl.b32 %0, %1, {far}")
+    forms += ("bfi.b32 %0, %2, %1, {start}, {length}", "bfi.b32 %0, %2, %1, {past}, {length}")
+    calls = []
+    for known in (0, 1):
+        for j, form in enumerate(forms):
+            names = amounts if known else {name: f"%{3 + k}" for k, name in enumerate(amounts)}
+            given = ", ".join(f'"r"({n} + (w == 0xFFFFFFFFu))' for n in amounts.values())
+            operands = f': "=r"(r[{known}][{j}]) : "r"(v), "r"(w), {given}'
+            calls.append(f'asm("{form.format(**names)};" {operands});')
+    out = np.zeros((64, 2, 6), "i4")
+    run_body(text.replace("{calls}", "\n".join(calls)), [out], block=64, parameters="int* out")
+    assert (out[:, 0] == out[:, 1]).all()
+    v = ((np.arange(64) * 0x01234567 - 99) & 0xFFFFFFFF).astype("u4").view("i4")
+    w = (np.arange(64) * 0x9ABCDEF1 & 0xFFFFFFFF).astype("u4")
+    assert (out[:, 1, :2] == np.stack([v << 5, v >> 5], 1)).all()
+    assert (
+        out[:, 1, 4].view("u4") == (v.view("u4") & ~np.uint32(511 << 7) | (w & np.uint32(511)) << np.uint32(7))
+    ).all()
+
+
 MATH = r"""
 template <typename real> __global__ void math(const real* in, real* out, int n)
 {

@@ -69,7 +69,7 @@ def fma32(a, b, c, mode):
         return round_to(total, np.dtype("f4"), mode)
     # Rounding twice differs from rounding once only if float64 lands on a tie of float32.
     tie = (np.atleast_1d(total).view("u8") & np.uint64(0x1FFFFFFF)) == np.uint64(0x10000000)
-    if tie.any():
+    if np.count_nonzero(tie):
         back = total - product
         error = (product - (total - back)) + (addend - back)
         total = np.where(tie & (error > 0), np.nextafter(total, np.inf), total)
@@ -80,18 +80,28 @@ def fma32(a, b, c, mode):
 def fma64(a, b, c):
     """a * b + c with an exact product, so that error-compensated code keeps its meaning."""
     product = a * b
-    split = 134217729.0
-    ah = a * split
-    ah = ah - (ah - a)
-    bh = b * split
-    bh = bh - (bh - b)
-    al, bl = a - ah, b - bh
-    low = ((ah * bh - product) + ah * bl + al * bh) + al * bl
+    ah, al = _halves(a)
+    bh, bl = _halves(b)
+    low = ah * bh
+    low -= product
+    low += np.multiply(ah, bl, out=ah)
+    low += np.multiply(al, bh, out=bh)
+    low += np.multiply(al, bl, out=al)
     total = product + c
     back = total - product
-    error = (product - (total - back)) + (c - back)
-    result = total + (error + low)
-    return np.where(np.isfinite(result), result, total)
+    product -= np.subtract(total, back, out=bl)
+    product += np.subtract(c, back, out=back)  # the error of the sum
+    product += low
+    result = np.add(total, product, out=product)
+    finite = np.isfinite(result)
+    return result if np.count_nonzero(finite) == result.size else np.where(finite, result, total)
+
+
+def _halves(x):
+    """Split float64 into two numbers of 26 bits."""
+    high = x * 134217729.0
+    high -= high - x
+    return high, x - high
 
 
 def fma16(a, b, c):
@@ -175,6 +185,12 @@ def insert_bits(a, b, position, length):
     mask = shift_left(one, length & np.uint32(255)) - one
     start = position & np.uint32(255)
     return (b & ~shift_left(mask, start)) | shift_left(a & mask, start)
+
+
+def bit_inserter(mask, start):
+    """Return bfi for the bits of `mask` moved to `start`, where both are known."""
+    kept = ~(mask << start)
+    return lambda a, b: (b & kept) | ((a & mask) << start)
 
 
 def extract_bits(value, position, length):

@@ -56,7 +56,12 @@ def apply(program, ins, function, result=None, kinds=None):
         return _flushed(function, sources, goal)
     if len(sources) == 1:
         (a,) = sources
-        return lambda m, at: m.views[goal].__setitem__(at, function(m.views[a][at]))
+
+        def run_one(m, at):
+            views = m.views
+            views[goal][at] = function(views[a][at])
+
+        return run_one
     if len(sources) == 2:
         a, b = sources
 

@@ -20,17 +20,26 @@ MAX_BLOCK, MAX_GRID = (1024, 1024, 64), (2**31 - 1, 65535, 65535)
 
 
 class _Scratch(threading.local):
-    """Memory for registers, kept between launches: touching new pages costs more than the arithmetic."""
+    """Memory for registers, and the views of it that a launch needs, kept for the next launch of the same shape.
+
+    Touching new pages costs more than the arithmetic, and making hundreds of views more than a short kernel.
+    """
+
+    MOST_FRAMES = 64
 
     def __init__(self):
-        self.storage = np.empty(0, "u1")
+        self.storage, self.frames = np.empty(0, "u1"), {}
 
-    def zeros(self, nbytes):
+    def frame(self, key, nbytes, make):
+        """Return `make(storage)`, perhaps of an earlier launch with that key; its first `nbytes` are zero."""
         if self.storage.size < nbytes:
-            self.storage = np.empty(nbytes, "u1")
-        cleared = self.storage[:nbytes]
-        cleared[:] = 0
-        return cleared
+            self.storage, self.frames = np.empty(2 * nbytes, "u1"), {}
+        self.storage[:nbytes] = 0
+        if key not in self.frames:
+            if len(self.frames) >= self.MOST_FRAMES:
+                self.frames.clear()
+            self.frames[key] = make(self.storage)
+        return self.frames[key]
 
 
 _scratch = _Scratch()
@@ -44,7 +53,7 @@ class Machine:
         self.block_shape = block
         threads = block[0] * block[1] * block[2]
         count = len(blocks) * threads
-        self.threads = threads
+        self.threads, self.blocks = threads, tuple(blocks)
         self.everyone = np.arange(count)
         self.block_index = np.repeat(np.arange(len(blocks)), threads)
         self.block_id = np.repeat(np.asarray(blocks, np.int64), threads)
@@ -78,25 +87,38 @@ class Machine:
 
     def _make_views(self, symbols):
         """One array per slot: parts of one block of zeros, constants broadcast, special registers."""
+        registers, count = self.program.registers, self.everyone.size
+        nbytes = sum(_padded(count * kind.itemsize) for kind in registers.values())
+        key = self.program, self.block_shape, self.grid, self.blocks
+        views = _scratch.frame(key, nbytes, self._frame)
+        if self.program.constants:  # a launch binds them anew
+            views = views.copy()
+            for i, (kind, *what) in enumerate(self.program.slots):
+                if kind == "symbol":
+                    views[i] = np.broadcast_to(np.asarray(symbols[what[0]], what[1]), count)
+        return views
+
+    def _frame(self, storage):
         count, registers = self.everyone.size, self.program.registers
-        storage = _scratch.zeros(sum(-(-count * kind.itemsize // 64) * 64 for kind in registers.values()))
         rows, start = {}, 0
         for name, kind in registers.items():
             rows[name] = storage[start : start + count * kind.itemsize].view(f"u{kind.itemsize}")
-            start += -(-count * kind.itemsize // 64) * 64
+            start += _padded(count * kind.itemsize)
         special = self._special()
         views = []
         for kind, *what in self.program.slots:
             if kind == "register":
                 name, dtype = what
                 views.append(rows[name].view(dtype)[:: registers[name].itemsize // dtype.itemsize])
+            elif kind == "part":
+                name, dtype, i = what
+                views.append(rows[name].view(dtype)[i :: registers[name].itemsize // dtype.itemsize])
             elif kind == "special":
                 views.append(special[what[0]].astype(what[1]))
             elif kind == "sink":
                 views.append(np.zeros(count, what[0]))
             else:
-                value = symbols[what[0]] if kind == "symbol" else what[0]
-                views.append(np.broadcast_to(np.asarray(value, what[1]), count))
+                views.append(None if kind == "symbol" else np.broadcast_to(np.asarray(what[0], what[1]), count))
         return views
 
     def _special(self):
@@ -120,6 +142,10 @@ class Machine:
         block = _coordinates(self.block_id[lane], self.grid)
         thread = _coordinates(self.tid[lane], self.block_shape)
         raise Fault(kind, f"{self.program.name} block {block} thread {thread}: {ins}{extra}")
+
+    def of(self, lanes, values):
+        """Values of some threads, of an array over all."""
+        return values if len(lanes) == len(values) else values.take(lanes)  # lanes ascend: all of them are in order
 
     # ---- scheduling ---------------------------------------------------------------------------
 
@@ -148,8 +174,17 @@ class Machine:
 
     def _run_together(self, at, count, current, stop):
         """Execute until the threads part, meet others, or wait."""
-        code = self.program.code
+        code, plain = self.program.code, self.program.plain
         while current < stop:
+            together = plain[current]
+            if together:  # nothing here parts or stops the threads
+                together = together[: stop - current]
+                for run in together:
+                    run(self, at)
+                current += len(together)
+                self.steps += count * len(together)
+                self.issued += len(together)
+                continue
             ins = code[current]
             self.steps += count
             self.issued += 1
@@ -173,10 +208,13 @@ class Machine:
 
     def _guarded(self, ins, at):
         """Threads whose guard holds: `at` itself when all do, None when none does."""
-        holds = self.views[ins.guard][at] != ins.negated
-        if holds.all():
+        holds = self.views[ins.guard][at]
+        if ins.negated:
+            holds = ~holds
+        n_holds = np.count_nonzero(holds)
+        if n_holds == holds.size:
             return at
-        return self.everyone[at][holds] if holds.any() else None
+        return self.everyone[at][holds] if n_holds else None
 
     def _part(self, ins, at, chosen, current):
         self.pc[at] = current + 1
@@ -249,6 +287,10 @@ class Machine:
         if lanes.size and (codes[lanes] // WARP_SYNC % MAX_WARP_SYNCS == 0).any():
             raise Unsupported(f"more than {MAX_WARP_SYNCS} __syncwarp between two barriers")
         self.codes = codes
+
+
+def _padded(nbytes):
+    return -(-nbytes // 64) * 64
 
 
 def _coordinates(number, shape):

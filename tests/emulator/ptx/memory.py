@@ -22,15 +22,18 @@ class Access:
         self.nbytes = dtype.itemsize * vector
 
 
+STEPS = {n: np.arange(n)[:, np.newaxis] for n in (1, 2, 4, 8, 16, 32)}
+
+
 def granules(position, nbytes, granule):
     """Numbers of the granules that each access covers: (n,) or (granules per access, n).
 
     The threads are the last axis, here and for the values of vectors: NumPy is fast along it.
     """
-    first = position // granule
+    first = position >> (granule.bit_length() - 1)  # sizes are powers of two
     if nbytes == granule:
         return first
-    return first + np.arange(max(1, nbytes // granule))[:, np.newaxis]
+    return first + STEPS[max(1, nbytes // granule)]
 
 
 def elements(position, access):
@@ -45,7 +48,7 @@ def first_bad(mask):
 
 def check_alignment(machine, address, lanes, access):
     crooked = address & np.uint64(access.nbytes - 1)
-    if crooked.any():
+    if np.count_nonzero(crooked):
         machine.fault("alignment", lanes[crooked.argmax()], access.ins)
 
 
@@ -53,24 +56,38 @@ class PrivateSpace:
     """Memory in equal parts: one part per block (shared) or per thread (local)."""
 
     def __init__(self, machine, name, part_bytes, owner, n_parts, shadow):
-        self.machine, self.name, self.part_bytes, self.owner = machine, name, part_bytes, owner
+        self.machine, self.name, self.part_bytes = machine, name, part_bytes
         self.stride = -(-part_bytes // 16) * 16
         self.granule = machine.program.granules.get(name, 4)
         self.storage = np.full(self.stride * n_parts, 0xFF, "u1")
         self.valid = np.zeros(len(self.storage) // self.granule, bool)
         self.shadow = shadow(len(self.storage) // self.granule) if shadow else None
-        self.forbidden = np.zeros(part_bytes + 16, bool)
-        for start, stop in machine.program.shared.gaps if name == "shared" else ():
-            self.forbidden[start:stop] = True
-        self.has_gaps = self.forbidden.any()
-        self._typed = {}
+        self.end = np.uint64(part_bytes)
+        self.first = owner * self.stride  # where each thread's part begins
+        self.gaps = machine.program.shared.gaps if name == "shared" else ()
+        self._places, self._typed = {}, {}
 
     def typed(self, dtype):
         if dtype not in self._typed:
             self._typed[dtype] = self.storage.view(dtype)
         return self._typed[dtype]
 
+    def places(self, nbytes):
+        """Flags of the addresses where `nbytes` may be accessed, and a False behind them for all that are beyond."""
+        if nbytes not in self._places:
+            flags = self._places[nbytes] = np.zeros(self.part_bytes + 1, bool)
+            flags[: max(0, self.part_bytes - nbytes + 1) : nbytes] = True
+            for start, stop in self.gaps:
+                flags[max(0, start - nbytes + 1) : stop] = False
+        return self._places[nbytes]
+
     def locate(self, address, lanes, access):
+        good = self.places(access.nbytes).take(np.minimum(address, self.end).view(np.int64))
+        if np.count_nonzero(good) < good.size:
+            self._refuse(address, lanes, access)
+        return address.view(np.int64) + self.machine.of(lanes, self.first)
+
+    def _refuse(self, address, lanes, access):
         machine, nbytes = self.machine, access.nbytes
         check_alignment(machine, address, lanes, access)
         bad = address > np.uint64(max(self.part_bytes - nbytes, 0))
@@ -80,35 +97,33 @@ class PrivateSpace:
             at = bad.argmax()
             text = f" {self.name} byte {int(address[at])} of {self.part_bytes}"
             machine.fault("bounds", lanes[at], access.ins, text)
-        local = address.view(np.int64)
-        if self.has_gaps:
-            bad = self.forbidden[local] | self.forbidden[local + (nbytes - 1)]
-            if bad.any():
-                machine.fault("bounds", lanes[bad.argmax()], access.ins, " behind a shared array")
-        return local + self.owner[lanes] * self.stride
+        bad = ~self.places(nbytes).take(address.view(np.int64))
+        machine.fault("bounds", lanes[bad.argmax()], access.ins, " behind a shared array")
 
     def load(self, address, lanes, access):
         position = self.locate(address, lanes, access)
         index = granules(position, access.nbytes, self.granule)
         valid = self.valid.take(index)
-        if not valid.all():
+        if np.count_nonzero(valid) < valid.size:
             self.machine.fault("uninitialised", lanes[first_bad(~valid)], access.ins, f" ({self.name})")
         if self.shadow is not None:
-            racing = self.shadow.read(index, self.machine.codes[lanes])
-            if racing is not None and racing.any():
+            racing = self.shadow.read(index, self.machine.of(lanes, self.machine.codes))
+            if racing is not None:
                 self.machine.fault("race", lanes[first_bad(racing)], access.ins, f" ({self.name})")
-        return self.typed(access.dtype).take(elements(position, access))
+        whole = access.dtype.itemsize == self.granule
+        return self.typed(access.dtype).take(index if whole else elements(position, access))
 
     def store(self, address, lanes, values, access, atomic=False):
         position = self.locate(address, lanes, access)
         index = granules(position, access.nbytes, self.granule)
         if self.shadow is not None:
-            racing, inside = self.shadow.write(index, self.machine.codes[lanes], atomic)
+            racing, inside = self.shadow.write(index, self.machine.of(lanes, self.machine.codes), atomic)
             if racing is not None:
                 text = f" ({self.name}{', same instruction' if inside else ''})"
                 self.machine.fault("race", lanes[first_bad(racing)], access.ins, text)
         self.valid[index] = True
-        self.typed(access.dtype)[elements(position, access)] = values
+        whole = access.dtype.itemsize == self.granule
+        self.typed(access.dtype)[index if whole else elements(position, access)] = values
 
     def peek(self, address, lanes, access):
         """Read for an atomic: no race check, the write that follows makes it."""
@@ -128,7 +143,7 @@ class GlobalSpace:
         """Yield (buffer, positions in `lanes` or None for all, positions in its storage)."""
         check_alignment(self.machine, address, lanes, access)
         number = (address >> np.uint64(BUFFER_BITS)).view(np.int64) - 1
-        if (number == number[0]).all():
+        if np.count_nonzero(number == number[0]) == number.size:
             yield self._part(int(number[0]), address, lanes, None, access)
             return
         for index in np.unique(number):
@@ -142,7 +157,7 @@ class GlobalSpace:
             self.machine.fault("bounds", lanes[0], access.ins, f" address {int(address[0]):#x}{text}")
         offset = (address & np.uint64(OFFSET_MASK)).view(np.int64) - buffer.lead
         position, bad = buffer.locate(offset, access.nbytes)
-        if bad.any():
+        if np.count_nonzero(bad):
             at = bad.argmax()
             text = f" argument {index} byte {int(offset[at])} of {buffer.size}"
             self.machine.fault("bounds", lanes[at], access.ins, text)
@@ -180,7 +195,7 @@ class GlobalSpace:
         if buffer.valid is None:
             return
         valid = buffer.valid.take(granules(position, access.nbytes, buffer.valid_granule))
-        if not valid.all():
+        if np.count_nonzero(valid) < valid.size:
             self.machine.fault("uninitialised", lanes[first_bad(~valid)], access.ins, " (global)")
 
     def _check_read(self, buffer, lanes, position, access):
@@ -189,8 +204,8 @@ class GlobalSpace:
             if buffer.shadow.read_through_cache(index):
                 self.machine.fault("read-only", lanes[0], access.ins, " reads memory this kernel wrote")
             return
-        racing = buffer.shadow.read(index, self.machine.codes[lanes])
-        if racing is not None and racing.any():
+        racing = buffer.shadow.read(index, self.machine.of(lanes, self.machine.codes))
+        if racing is not None:
             self.machine.fault("race", lanes[first_bad(racing)], access.ins, " (global)")
 
     def _check_write(self, buffer, lanes, position, access, atomic):
@@ -200,7 +215,7 @@ class GlobalSpace:
         if not buffer.writeable:
             fault("read-only", lanes[0], access.ins, " writes a read-only array")
         index = granules(position, access.nbytes, buffer.granule)
-        racing, inside = buffer.shadow.write(index, self.machine.codes[lanes], atomic)
+        racing, inside = buffer.shadow.write(index, self.machine.of(lanes, self.machine.codes), atomic)
         if racing is not None:
             text = f" (global{', same instruction' if inside else ''})"
             fault("race", lanes[first_bad(racing)], access.ins, text)
@@ -243,6 +258,11 @@ class ParameterSpace:
 
     def __init__(self, machine, storage):
         self.machine, self.storage = machine, storage
+
+    def uniform(self, offset, access):
+        """Read at one place for all threads: one value, or `access.vector` of them."""
+        values = self.storage[offset : offset + access.nbytes].view(access.dtype)
+        return values[0] if access.vector == 1 else values
 
     def load(self, address, lanes, access):
         if (address > np.uint64(len(self.storage) - access.nbytes)).any():

@@ -6,7 +6,7 @@ from . import arithmetic as math
 from .decoding import allow, apply, opcode
 from .faults import Unsupported
 from .memory import Access, atomic
-from .operands import address, source, target
+from .operands import address, parameter_offset, source, target
 from .program import DTYPES, LOCAL_WINDOW, SHARED_WINDOW
 
 # ---- memory -----------------------------------------------------------------------------------
@@ -51,6 +51,9 @@ def _load(program, ins):
     goals = [target(program, name, access.dtype) for name in _names(ins.operands[0], access.vector)]
     if len(ins.operands) != 2:
         raise Unsupported(str(ins))
+    offset = parameter_offset(program, ins.operands[1]) if space == "param" else None
+    if offset is not None:
+        return _load_parameter(goals, offset, access)
     if access.vector == 1:
         (goal,) = goals
 
@@ -65,6 +68,18 @@ def _load(program, ins):
             m.views[goal][at] = values[i]
 
     return run_vector
+
+
+def _load_parameter(goals, offset, access):
+    """What all threads read at one known place."""
+    if access.vector == 1:
+        return lambda m, at: m.views[goals[0]].__setitem__(at, m.spaces["param"].uniform(offset, access))
+
+    def run(m, at):
+        for goal, value in zip(goals, m.spaces["param"].uniform(offset, access), strict=True):
+            m.views[goal][at] = value
+
+    return run
 
 
 @opcode("st")

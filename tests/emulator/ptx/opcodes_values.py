@@ -5,7 +5,7 @@ import numpy as np
 from . import arithmetic as math
 from .decoding import allow, apply, opcode
 from .faults import Unsupported
-from .operands import PRED, U32, source, target
+from .operands import PRED, U32, is_number, parts, source, target
 from .program import DTYPES
 
 # ---- moving and converting --------------------------------------------------------------------
@@ -26,32 +26,38 @@ def _move(program, ins):
     return apply(program, ins, _identity)
 
 
-def _parts(text, dtype):
+def _parts(program, text, whole, dtype):
+    """Names between braces, their type, and the parts of the register that they make up."""
     names = text.strip("{}").split(",")
-    return names, np.dtype(f"u{dtype.itemsize // len(names)}")
+    part = np.dtype(f"u{dtype.itemsize // len(names)}")
+    own = parts(program, whole, part)
+    if len(own) != len(names):  # of a register of another size
+        raise Unsupported(f"{text} beside {whole}")
+    return names, part, own
 
 
 def _pack(program, ins):
-    names, part = _parts(ins.operands[1], ins.dtype)
-    whole = np.dtype(f"u{ins.dtype.itemsize}")
+    names, part, goals = _parts(program, ins.operands[1], ins.operands[0], ins.dtype)
     sources = [source(program, name, part) for name in names]
-    goal = target(program, ins.operands[0], whole)
+    together = range(len(names))
 
     def run(m, at):
-        m.views[goal][at] = np.stack([m.views[slot][at] for slot in sources], 1).view(whole)[:, 0]
+        views = m.views
+        values = [views[sources[i]][at] for i in together]
+        for i in together:
+            views[goals[i]][at] = values[i]
 
     return run
 
 
 def _unpack(program, ins):
-    names, part = _parts(ins.operands[0], ins.dtype)
-    whole = source(program, ins.operands[1], np.dtype(f"u{ins.dtype.itemsize}"))
+    names, part, sources = _parts(program, ins.operands[0], ins.operands[1], ins.dtype)
     goals = [target(program, name, part) for name in names]
 
     def run(m, at):
-        pieces = np.ascontiguousarray(m.views[whole][at]).view(part).reshape(-1, len(goals))
-        for i, goal in enumerate(goals):
-            m.views[goal][at] = pieces[:, i]
+        views = m.views
+        for origin, goal in zip(sources, goals, strict=True):
+            views[goal][at] = views[origin][at]
 
     return run
 
@@ -69,6 +75,8 @@ def _convert(program, ins):
     slot, place = source(program, ins.operands[1], given), target(program, ins.operands[0], wanted)
     ftz = "ftz" in mods
     to_half = goal == "f16"
+    if not mods and not to_half and "f" not in (wanted.kind, given.kind):
+        return lambda m, at: m.views[place].__setitem__(at, m.views[slot][at].astype(wanted))
 
     def run(m, at):
         value = m.views[slot][at]
@@ -225,6 +233,11 @@ def _divide(program, ins):
 def _shift(program, ins):
     allow(ins)
     function = math.shift_left if ins.op == "shl" else math.shift_right
+    amount = ins.operands[-1]
+    if is_number(amount) and int(amount, 0) < ins.dtype.itemsize * 8:
+        ufunc, ins.operands = (np.left_shift if ins.op == "shl" else np.right_shift), ins.operands[:2]
+        by = ins.dtype.type(int(amount, 0))
+        return apply(program, ins, lambda value: ufunc(value, by))
     return apply(program, ins, function, kinds=[ins.dtype, U32])
 
 
@@ -257,6 +270,11 @@ def _permute(program, ins):
 @opcode("bfi")
 def _insert(program, ins):
     allow(ins)
+    _, _, _, position, length = ins.operands
+    if is_number(position) and is_number(length) and int(position, 0) + int(length, 0) <= 8 * ins.dtype.itemsize:
+        number, mask = ins.dtype.type, (1 << int(length, 0)) - 1
+        ins.operands = ins.operands[:3]
+        return apply(program, ins, math.bit_inserter(number(mask), number(int(position, 0))))
     return apply(program, ins, math.insert_bits, kinds=[ins.dtype, ins.dtype, U32, U32])
 
 

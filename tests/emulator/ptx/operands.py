@@ -51,6 +51,19 @@ def target(program, operand, dtype):
     return _register(program, operand, dtype)
 
 
+def parts(program, name, dtype):
+    """Slots of the equal parts of `dtype` that make up a register, from the lowest bytes; None for another operand."""
+    own = program.registers.get(name)
+    if own is None:
+        return None
+    return [program.slot("part", name, dtype, i) for i in range(own.itemsize // dtype.itemsize)]
+
+
+def is_number(text):
+    """Whether an operand is the literal of a number that is not negative."""
+    return re.fullmatch(r"0[xX][0-9a-fA-F]+|\d+", text) is not None
+
+
 def _register(program, name, dtype):
     own = program.registers[name]
     if (own.kind == "b") != (dtype.kind == "b") or own.itemsize < dtype.itemsize:
@@ -83,13 +96,26 @@ def immediate(text, dtype):
     return np.array(number & mask, f"u{dtype.itemsize}").view(dtype)[()]
 
 
-def address(program, operand):
-    """Return a function (machine, at) -> addresses (uint64) of the chosen threads."""
+def _base_and_offset(operand):
     match = re.fullmatch(r"\[([%$\w.@]+)(?:\+(-?\w+))?\]", operand)
     if match is None:
         raise Unsupported(f"address {operand}")
-    offset = np.uint64(int(match[2] or "0", 0) & (2**64 - 1))
-    base = match[1]
+    return match[1], int(match[2] or "0", 0)
+
+
+def parameter_offset(program, operand):
+    """Return where an address lies among the parameters, or None where a register says it."""
+    base, offset = _base_and_offset(operand)
+    if base in program.registers:
+        return None
+    start = _symbol(program, base)
+    return None if start is None or start + offset < 0 else start + offset
+
+
+def address(program, operand):
+    """Return a function (machine, at) -> addresses (uint64) of the chosen threads."""
+    base, offset = _base_and_offset(operand)
+    offset = np.uint64(offset & (2**64 - 1))
     narrow = base in program.registers and program.registers[base].itemsize == 4
     slot = source(program, base, U32 if narrow else U64)
     if narrow:

@@ -33,6 +33,7 @@ DTYPES = {
         "f64": "f8",
     }.items()
 }
+MEETINGS = ("bar", "barrier", "shfl", "vote", "redux")  # where lanes wait for each other
 SHARED_GAP = 64  # forbidden bytes behind each static shared array
 # A generic address below SHARED_WINDOW is global.  A space of its own has its own addresses from 0.
 SHARED_WINDOW = 1 << 60
@@ -106,6 +107,8 @@ class Program:
         Static shared memory that the hardware would allocate, without the gaps added here.
     max_threads : int
         Threads per block that `__launch_bounds__` allows.
+    plain : list of list of callable
+        By instruction, how those from it on execute that no thread leaves, skips or waits in; perhaps none.
     slots : list of tuple
         What each operand of the decoded code is; the machine makes one array of each.
     granules : dict
@@ -135,6 +138,18 @@ class Program:
         self.code = _Parser(self).parse(body)
         for instruction in self.code:
             decode(self, instruction)
+        self.plain = self._plain_runs()
+
+    def _plain_runs(self):
+        """For each instruction, how it and those behind it run, up to one that not all threads may pass."""
+        plain, following = [], []
+        for ins in reversed(self.code):
+            if ins.guard is not None or ins.control is not None or ins.op in MEETINGS:
+                following = []
+            else:
+                following = [ins.run, *following]
+            plain.append(following)
+        return plain[::-1]
 
     def _place_shared(self, text):
         pattern = r"(\.extern\s+)?\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)\s*(\[(\d*)\])?\s*;"

@@ -39,7 +39,7 @@ class Shadow:
     def __init__(self, count, warp_order, several_blocks=True):
         self.count, self.warp_order, self.several_blocks = count, warp_order, several_blocks
         self.writer = self.reader = self.atomic = self.read_only = None
-        self.log, self.logged = [], 0
+        self.log, self.logged, self.has_atomics = [], 0, False
 
     def grow(self, count):
         """Cover more granules."""
@@ -59,7 +59,7 @@ class Shadow:
             return None
         racing = self._unordered(self.writer.take(index), mine)
         self._record(index, mine)
-        return racing
+        return racing if racing is not None and np.count_nonzero(racing) else None
 
     def write(self, index, mine, atomic):
         """Record a write; return (mask of races, whether they are inside this instruction) or (None, _)."""
@@ -68,19 +68,21 @@ class Shadow:
             self.writer = np.full(self.count, NOBODY, np.int64)
             self.atomic = np.zeros(self.count, bool)
         racing = self._unordered(self.writer.take(index), mine)
-        if atomic:
+        if atomic and racing is not None:
             racing &= ~self.atomic[index]
         if self.reader is not None:
-            racing |= self._unordered(self.reader.take(index), mine)
-        if racing.any():
+            read = self._unordered(self.reader.take(index), mine)
+            racing = read if racing is None else racing if read is None else racing | read
+        if racing is not None and np.count_nonzero(racing):
             return racing, False
         if atomic:
             self._record_atomic(index, mine)
             return None, True
         self.writer[index] = mine
-        self.atomic[index] = False
+        if self.has_atomics:
+            self.atomic[index] = False
         racing = self.writer.take(index) != mine
-        return (racing, True) if racing.any() else (None, True)
+        return (racing, True) if np.count_nonzero(racing) else (None, True)
 
     def read_through_cache(self, index):
         """Record a read through the read-only path; say whether this kernel has written there."""
@@ -99,7 +101,10 @@ class Shadow:
             self._record(index, mine)
 
     def _unordered(self, recorded, mine):
+        """Return a mask, or None where only the threads themselves were."""
         x = recorded ^ mine  # negative where nobody was
+        if not np.count_nonzero(x):
+            return None
         racing = self._same_epoch(x)
         if self.several_blocks:
             racing |= x >= BLOCK
@@ -114,6 +119,7 @@ class Shadow:
 
     def _record_atomic(self, index, mine):
         """Atomics of several threads stand together; one behind its own thread's plain write counts as plain."""
+        self.has_atomics = True
         recorded = self.writer.take(index)
         plain = (recorded == mine) & ~self.atomic.take(index)
         self._add(self.writer, index, mine)
@@ -129,8 +135,10 @@ class Shadow:
         """Note threads beside those that are there since the last barrier."""
         recorded = record.take(index)
         x = recorded ^ mine
+        if not np.count_nonzero(x):
+            return  # known already
         same = self._same_epoch(x)
-        if same.any():
+        if np.count_nonzero(same):
             if not self.warp_order and same.all() and (recorded & SEVERAL_WARPS).all():
                 return  # known already: several threads since the last barrier
             value = np.where(same, mine | self._flags(x), mine)
@@ -138,14 +146,14 @@ class Shadow:
             value = np.broadcast_to(mine, index.shape)
         if self.several_blocks:
             other = x >= BLOCK
-            value = np.where(other, MANY_BLOCKS, value) if other.any() else value
+            value = np.where(other, MANY_BLOCKS, value) if np.count_nonzero(other) else value
         record[index] = value
-        self._add_crowds(record, index, mine)
+        self._add_crowds(record, index, mine, value)
 
-    def _add_crowds(self, record, index, mine):
+    def _add_crowds(self, record, index, mine, value):
         """Several threads touch one granule in this instruction: only one of them was written down."""
-        lost = (record.take(index) ^ mine) & ~(SEVERAL_LANES | SEVERAL_WARPS) != 0
-        if not lost.any():
+        lost = record.take(index) != value
+        if not np.count_nonzero(lost):
             return
         index, mine = index[lost], np.broadcast_to(mine, index.shape)[lost]
         x = record[index] ^ mine

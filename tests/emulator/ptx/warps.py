@@ -22,27 +22,37 @@ class Warps:
         self.lane = tid % WARP
         self.whole = block_threads % WARP == 0
         self.full = machine.everyone.size
+        self.bit = np.exp2(self.lane)
 
     def complete(self, mask_slot, at, ins):
         """Return (lanes whose whole mask is here, their masks); the others stay at this instruction."""
         machine = self.machine
         masks, lanes = machine.views[mask_slot][at], machine.everyone[at]
-        if self.whole and lanes.size == self.full and (masks == 0xFFFFFFFF).all():
+        are_whole = self._are_whole_warps(lanes)
+        if are_whole and np.count_nonzero(masks == 0xFFFFFFFF) == lanes.size:
             machine.desperate = False
             return lanes, masks
-        members, lane, warp = masks.astype(np.int64), self.lane[lanes], self.index[lanes]
-        if ((members >> lane) & 1 == 0).any():
+        members, lane = masks.astype(np.int64), machine.of(lanes, self.lane)
+        if np.count_nonzero((members >> lane) & 1) < lanes.size:
             machine.fault("divergence", lanes[0], ins, " a thread outside the mask takes part")
-        missing = members & ~self._present(lanes)[warp] != 0
-        if missing.any():
-            machine.leave_behind(lanes[missing], ins)
-            lanes, masks = lanes[~missing], masks[~missing]
+        if not are_whole:
+            missing = members & ~self._present(lanes)[self.index[lanes]] != 0
+            if np.count_nonzero(missing):
+                machine.leave_behind(lanes[missing], ins)
+                lanes, masks = lanes[~missing], masks[~missing]
         if lanes.size:
             machine.desperate = False
         return lanes, masks
 
+    def _are_whole_warps(self, lanes):
+        """Whether nobody of any of these warps is missing; lanes ascend."""
+        if not self.whole or lanes.size % WARP:
+            return False
+        firsts, lasts = lanes[::WARP], lanes[WARP - 1 :: WARP]
+        return not np.count_nonzero(firsts % WARP) and np.count_nonzero(lasts - firsts == WARP - 1) == firsts.size
+
     def _present(self, lanes):
-        bits = np.bincount(self.index[lanes], weights=np.exp2(self.lane[lanes]), minlength=self.count)
+        bits = np.bincount(self.index[lanes], weights=self.bit[lanes], minlength=self.count)
         return bits.astype(np.int64)
 
     def shuffle(self, goal, flag, slots, mode, at, ins):
@@ -51,17 +61,22 @@ class Warps:
         lanes, _ = self.complete(mask, at, ins)
         if not lanes.size:
             return
+        partners, inside = self._find_partners(lanes, views[b][lanes], views[c][lanes], mode)
+        if not self._are_whole_warps(lanes):
+            there = self._present(lanes)[self.index[lanes]] >> (partners - lanes + self.lane[lanes])
+            if np.count_nonzero(there & 1) < lanes.size:
+                machine.fault("divergence", lanes[0], ins, " reads a lane that does not take part")
+        views[goal][lanes], views[flag][lanes] = views[data][partners], inside
+
+    def _find_partners(self, lanes, b, c, mode):
+        """Return whom each thread reads, itself where that would be outside its segment, and whether it is inside."""
         lane = self.lane[lanes]
-        b, c = views[b][lanes].astype(np.int64) & 31, views[c][lanes].astype(np.int64)
+        b, c = b.astype(np.int64) & 31, c.astype(np.int64)
         clamp, segment = c & 31, (c >> 8) & 31
         low, high = lane & segment, (lane & segment) | (clamp & ~segment & 31)
         wanted = {"bfly": lane ^ b, "up": lane - b, "down": lane + b, "idx": low | (b & ~segment & 31)}[mode]
         inside = wanted >= high if mode == "up" else wanted <= high
-        wanted = np.where(inside, wanted, lane)
-        if lanes.size != self.full and ((self._present(lanes)[self.index[lanes]] >> wanted) & 1 == 0).any():
-            machine.fault("divergence", lanes[0], ins, " reads a lane that does not take part")
-        views[goal][lanes] = views[data][lanes - lane + wanted]
-        views[flag][lanes] = inside
+        return lanes - lane + np.where(inside, wanted, lane), inside
 
     def vote(self, goal, choice, mask, mode, at, ins):
         views = self.machine.views
