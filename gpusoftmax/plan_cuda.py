@@ -190,6 +190,7 @@ class CudaPlan:
         """Bytes of the buffers that grow with the rows of a block."""
         size, rows = self.dtype.itemsize, self.block_rows
         converted = self.n_features * (not self.is_direct) + self.n_classes * self.is_soft
+        converted += self.n_problems * (self.n_problems > 1)  # weights, where problems share some columns of them
         if self.is_one_kernel:
             return rows * converted * size
         sums = 8 * self.n_columns * launches.column_sum_parts(rows)

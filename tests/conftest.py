@@ -3,10 +3,14 @@
 import signal
 
 import cuda_device
+import hypothesis
 import numpy as np
 import pytest
 
 from gpusoftmax.kernels import reference
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # other programs may hold the machine up
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser):
