@@ -21,7 +21,6 @@ class Warps:
         self.count = per_block * (int(block_index[-1]) + 1)
         self.lane = tid % WARP
         self.whole = block_threads % WARP == 0
-        self.full = machine.everyone.size
         self.bit = np.exp2(self.lane)
 
     def complete(self, mask_slot, at, ins):
