@@ -2,8 +2,10 @@
 
 from importlib.metadata import version
 
+from gpusoftmax.calibration import calibrate, expected_calibration_error
 from gpusoftmax.cross_validation import SoftmaxRegressionCV
 from gpusoftmax.estimator import SoftmaxRegression
+from gpusoftmax.evaluation import Evaluation, evaluate
 from gpusoftmax.exceptions import ConvergenceWarning, NonFiniteError, WorkspaceError
 from gpusoftmax.functional import loss_and_gradient
 from gpusoftmax.many import ManyFits, fit_many
@@ -15,6 +17,7 @@ __version__ = version("gpusoftmax")
 
 __all__ = [
     "ConvergenceWarning",
+    "Evaluation",
     "ManyFits",
     "NonFiniteError",
     "SoftmaxRegression",
@@ -22,6 +25,9 @@ __all__ = [
     "Status",
     "SweepResult",
     "WorkspaceError",
+    "calibrate",
+    "evaluate",
+    "expected_calibration_error",
     "fit_many",
     "loss_and_gradient",
     "sweep",

@@ -52,6 +52,9 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "sweep_result",
     "sweeps",
     "cross_validation",
+    "held_out",
+    "calibration",
+    "evaluation",
     "plots",
 ]
 INDEPENDENT = {  # rooms that import only errors and `arrays`: they receive what they need
