@@ -16,6 +16,7 @@ from gpusoftmax.targets import check_class_names, encode_labels
 
 LARGEST_LOG = 10.0  # of the widest range of a row's logits over the temperature, either way
 TOLERANCE = 1e-9  # of its logarithm
+Z_95 = 1.96
 
 
 def calibrate(model: SoftmaxRegression, X, y, sample_weight=None) -> SoftmaxRegression:
@@ -95,7 +96,7 @@ def _best_temperature(held_out: HeldOut) -> float:
         return float(widest * np.exp(LARGEST_LOG))
     if slope(LARGEST_LOG) <= 0:
         warnings.warn(
-            f"The model is right on all {np.count_nonzero(held_out.weights)} held-out rows: the surer it is the better, "
+            f"The model is right on all {np.count_nonzero(held_out.weights)} held-out rows: the surer the better, "
             "and the temperature is at its lower bound. Calibrate with more rows, hard ones too.",
             stacklevel=3,
         )
@@ -178,6 +179,14 @@ class Reliability:
         """Mean distance between accuracy and confidence: Σ_m weight_m |accuracy_m − confidence_m| / Σ_m weight_m."""
         gaps = np.abs(self.accuracy - self.confidence)[self.weight > 0]
         return float(self.weight[self.weight > 0] @ gaps / self.weight.sum())
+
+
+def wilson_interval(share, n_rows):
+    """Return the ends of the 95 % interval of a share of some rows (Wilson 1927)."""
+    shrink = 1 / (1 + Z_95**2 / n_rows)
+    middle = shrink * (share + Z_95**2 / (2 * n_rows))
+    half = shrink * Z_95 * np.sqrt(share * (1 - share) / n_rows + Z_95**2 / (4 * n_rows**2))
+    return middle - half, middle + half
 
 
 def reliability(y, probabilities, *, classes=None, sample_weight=None, n_bins=15) -> Reliability:

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from gpusoftmax.calibration import Reliability
+from gpusoftmax.calibration import Reliability, wilson_interval
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.held_out import HeldOut
 from gpusoftmax.interop import to_host
@@ -38,6 +38,17 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         return self._mean(self.predictions == self.targets)
+
+    @property
+    def n_effective(self) -> float:
+        """How many rows of equal weight would tell as much, (Σ s)² / Σ s² (Kish 1965)."""
+        return float(self.weights.sum() ** 2 / (self.weights**2).sum())
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The 95 % interval of the accuracy, of as many rows (Wilson 1927)."""
+        low, high = wilson_interval(self.accuracy, self.n_effective)
+        return float(low), float(high)
 
     @property
     def log_loss(self) -> float:
@@ -73,6 +84,11 @@ class Evaluation:
     def recall(self) -> np.ndarray:
         """Share of right ones among the rows of each class, (n_classes,); NaN where there are none."""
         return self._ratio(self._hits, self.support)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """Harmonic mean of precision and recall, (n_classes,); NaN where there is neither a row nor a prediction."""
+        return self._ratio(2 * self._hits, self.support + self._sums(self.predictions, self.weights))
 
     def mistakes(self, n_largest: int) -> list[tuple[int, int, float]]:
         """Return class, class predicted and weight of the most frequent mistakes, most frequent first."""
