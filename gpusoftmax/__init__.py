@@ -9,6 +9,7 @@ from gpusoftmax.evaluation import Evaluation, evaluate
 from gpusoftmax.exceptions import ConvergenceWarning, NonFiniteError, WorkspaceError
 from gpusoftmax.functional import loss_and_gradient
 from gpusoftmax.many import ManyFits, fit_many
+from gpusoftmax.report import write_report
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.sweep_result import SweepResult
 from gpusoftmax.sweeps import sweep
@@ -31,4 +32,5 @@ __all__ = [
     "fit_many",
     "loss_and_gradient",
     "sweep",
+    "write_report",
 ]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import _safe_indexing, gen_batches
 
 from gpusoftmax.estimator import SoftmaxRegression
@@ -169,7 +168,7 @@ def _facts(model: SoftmaxRegression) -> dict[str, str]:
     intercepts = _count(n_rows, "intercept", "intercepts")
     facts["coefficients"] = f"{n_rows:,} × {n_features:,} {to_host(model.coef_).dtype}, and {intercepts}"
     facts["C"] = f"{getattr(model, 'C_', getattr(model, 'C', None)):.6g}"
-    temperature = model.temperature_
+    temperature = getattr(model, "temperature_", 1.0)
     facts["temperature"] = (
         "1: not calibrated" if temperature == 1 else f"{temperature:.4g}: calibrated on held-out rows"
     )
@@ -278,6 +277,8 @@ def _features(model: SoftmaxRegression, evaluation: Evaluation, X) -> list[dict[
 
 def _spread(X) -> np.ndarray:
     """Return the standard deviation of every feature, from a few rows at a time."""
+    from sklearn.preprocessing import StandardScaler  # an import of this package need not take its time
+
     scaler = StandardScaler()
     n_rows, n_features = X.shape if hasattr(X, "shape") else np.shape(X)
     for rows in gen_batches(n_rows, max(1, NUMBERS_OF_X // n_features)):
@@ -304,8 +305,8 @@ def _limits(evaluation: Evaluation) -> list[str]:
     per_class = np.bincount(evaluation.targets, weights > 0, len(evaluation.classes))
     n_absent, n_rare = int((per_class == 0).sum()), int(((per_class > 0) & (per_class < FEW_ROWS)).sum())
     limits = [
-        f"Every figure is of these {_count(n_rows, 'row', 'rows')}. They are honest only if neither the fit nor the choice "
-        "of C nor calibration has seen these rows, and say nothing of data that come about in another way."
+        f"Every figure is of these {_count(n_rows, 'row', 'rows')}. They are honest only if neither the fit nor the "
+        "choice of C nor calibration has seen these rows, and say nothing of data that come about in another way."
     ]
     if n_rows < FEW_FOR_CALIBRATION:
         limits.append(

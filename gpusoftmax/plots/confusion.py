@@ -1,7 +1,6 @@
 """Which classes are taken for which."""
 
 import numpy as np
-from sklearn import metrics
 
 from gpusoftmax.held_out import places_of
 from gpusoftmax.interop import to_host
@@ -62,6 +61,8 @@ def confusion_matrix(y, predictions, ax=None, *, classes=None, sample_weight=Non
 
 def draw_confusion(targets, predictions, classes: np.ndarray, weights, max_classes: int, ax=None):
     """Draw places in `classes`; see `confusion_matrix`."""
+    from sklearn import metrics  # 0.2 s that an import of this package need not take
+
     names = [written(name) for name in classes.tolist()]
     if len(classes) > max_classes:
         largest = np.sort(np.argsort(-np.bincount(targets, weights, len(classes)), kind="stable")[:max_classes])
@@ -84,11 +85,12 @@ def draw_confusion(targets, predictions, classes: np.ndarray, weights, max_class
 
 def _draw(ax, shares: np.ndarray, names: list[str], *, has_bar: bool) -> None:
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from sklearn.metrics import ConfusionMatrixDisplay
 
     # From nothing, whatever the page's colour, to blue.
     colours = LinearSegmentedColormap.from_list("shares", [(*BLUE, 0.0), (*BLUE, 1.0)])
     is_upright = max(len(name) for name in names) > ROOM_FOR_NAMES / len(names)
-    display = metrics.ConfusionMatrixDisplay(shares, display_labels=names).plot(
+    display = ConfusionMatrixDisplay(shares, display_labels=names).plot(
         ax=ax,
         include_values=False,
         colorbar=False,
