@@ -248,8 +248,8 @@ def test_calibration_error_by_hand_with_weights():
 
 def test_bins_are_closed_to_the_right():
     # With two bins, 0.5 belongs to (0, 0.5]: each row is then alone in its bin.
-    error = expected_calibration_error([0, 1], [[0.5, 0.5], [0.3, 0.7]], n_bins=2)
-    assert error == pytest.approx((0.5 + 0.3) / 2)
+    error = expected_calibration_error([0, 0], [[0.5, 0.5], [0.3, 0.7]], classes=[0, 1], n_bins=2)
+    assert error == pytest.approx((0.5 + 0.7) / 2)
 
 
 def test_one_bin_is_the_distance_of_means():

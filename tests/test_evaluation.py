@@ -22,11 +22,12 @@ def test_figures_are_those_of_scikit_learn(case, weights):
     probabilities, predicted = clf.predict_proba(X), clf.predict(X)
     assert found.accuracy == pytest.approx(clf.score(X, y, weights))
     assert found.log_loss == pytest.approx(metrics.log_loss(y, probabilities, sample_weight=weights))
-    precision, recall, _, _ = metrics.precision_recall_fscore_support(
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         y, predicted, sample_weight=weights, zero_division=np.nan
     )
     np.testing.assert_allclose(found.precision, precision)
     np.testing.assert_allclose(found.recall, recall)
+    np.testing.assert_allclose(found.f1, f1)
     _, targets = np.unique(y, return_inverse=True)
     np.testing.assert_allclose(found.support, np.bincount(targets, weights))
     np.testing.assert_array_equal(found.classes[found.predictions], predicted)
@@ -43,6 +44,23 @@ def test_mistakes_are_the_largest_entries_off_the_diagonal(case):
     found = evaluate(clf, X, y, WEIGHTS).mistakes(3)
     np.testing.assert_allclose([weight for _, _, weight in found], np.sort(matrix.ravel())[::-1][: len(found)])
     assert all(matrix[true, predicted] == pytest.approx(weight) for true, predicted, weight in found)
+
+
+def test_the_interval_is_that_of_scipy_and_weights_widen_it(case):
+    stats = pytest.importorskip("scipy.stats")
+    clf, X, y = case
+    found = evaluate(clf, X, y, np.full(697, 3.0))
+    n_right = int((clf.predict(X) == y).sum())
+    expected = stats.binomtest(n_right, 697).proportion_ci(method="wilson")
+    np.testing.assert_allclose(found.accuracy_interval, (expected.low, expected.high), rtol=1e-4)
+    one_counts = evaluate(clf, X, y, np.r_[1e9, np.ones(696)])
+    assert one_counts.n_effective == pytest.approx(1, rel=1e-4)
+    assert one_counts.accuracy_interval[1] - one_counts.accuracy_interval[0] > 0.7
+
+
+def test_mistakes_without_weight_are_none(case):
+    clf, X, y = case
+    assert evaluate(clf, X, y, (clf.predict(X) == y).astype(float)).mistakes(3) == []
 
 
 def test_no_mistakes():
