@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from scipy.optimize import brentq
@@ -14,8 +14,9 @@ from gpusoftmax.held_out import HeldOut, places_of
 from gpusoftmax.interop import receive, to_host
 from gpusoftmax.targets import check_class_names, encode_labels
 
-LARGEST_LOG = 10.0  # of the widest range of a row's logits over the temperature, either way
-TOLERANCE = 1e-9  # of its logarithm
+NEAR = 1.0  # of log t: where most temperatures are
+FAR = 10.0  # of the logarithm of t over the widest range of a row's logits: beyond it nothing changes
+TOLERANCE = 1e-9  # of log t
 Z_95 = 1.96
 
 
@@ -29,7 +30,7 @@ def calibrate(model: SoftmaxRegression, X, y, sample_weight=None) -> SoftmaxRegr
 
     It is convex in 1/t. The most likely class of every row stays what it is. A softmax regression at temperature t is a
     softmax regression, with ``coef_ / t`` and ``intercept_ / t``. Class weights and label smoothing of the fit play no
-    part. Logits are computed block by block, anew in each of about fifteen passes; no array of shape
+    part. Logits are computed block by block, anew in each of about ten passes; no array of shape
     (n_samples, n_classes) is made.
 
     Parameters
@@ -82,26 +83,30 @@ def calibrate(model: SoftmaxRegression, X, y, sample_weight=None) -> SoftmaxRegr
 
 def _best_temperature(held_out: HeldOut) -> float:
     """Return the temperature where the slope of the loss changes its sign, or the bound that it lies beyond."""
-    widest = max((float(-logits.min()) for _, logits in held_out.blocks()), default=0.0) or 1.0
 
+    @cache
     def slope(log_inverse: float) -> float:
-        return _slope(held_out, np.exp(log_inverse) / widest)
+        return _slope(held_out, np.exp(log_inverse))
 
-    if slope(-LARGEST_LOG) >= 0:
+    if slope(-NEAR) < 0 < slope(NEAR):
+        return float(np.exp(-brentq(slope, -NEAR, NEAR, xtol=TOLERANCE)))
+    widest = max((float(-logits.min()) for _, logits in held_out.blocks()), default=0.0) or 1.0
+    lowest, highest = (reach - np.log(widest) for reach in (-FAR, FAR))
+    if slope(lowest) >= 0:
         warnings.warn(
             "The logits of the model say no more about y than chance does: the temperature is at its upper bound, "
             "where all classes are about as likely. Check that X and y belong to this model.",
             stacklevel=3,
         )
-        return float(widest * np.exp(LARGEST_LOG))
-    if slope(LARGEST_LOG) <= 0:
+        return float(np.exp(-lowest))
+    if slope(highest) <= 0:
         warnings.warn(
             f"The model is right on all {np.count_nonzero(held_out.weights)} held-out rows: the surer the better, "
             "and the temperature is at its lower bound. Calibrate with more rows, hard ones too.",
             stacklevel=3,
         )
-        return float(widest * np.exp(-LARGEST_LOG))
-    return float(widest * np.exp(-brentq(slope, -LARGEST_LOG, LARGEST_LOG, xtol=TOLERANCE)))
+        return float(np.exp(-highest))
+    return float(np.exp(-brentq(slope, lowest, highest, xtol=TOLERANCE)))
 
 
 def _slope(held_out: HeldOut, inverse: float) -> float:

@@ -1,16 +1,18 @@
 import pickle
+import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
+from cuda_device import cuda
 from scipy.special import log_softmax, softmax
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 
-from gpusoftmax import SoftmaxRegression, SoftmaxRegressionCV, calibrate, expected_calibration_error, held_out
+from gpusoftmax import SoftmaxRegression, SoftmaxRegressionCV, calibrate, evaluate, expected_calibration_error, held_out
 
 X, Y = load_digits(return_X_y=True)
 FIT, HELD, TEST = slice(0, 900), slice(900, 1400), slice(1400, None)
@@ -175,6 +177,40 @@ def test_frames_are_taken_block_by_block(monkeypatch):
         clf = SoftmaxRegression().fit(frame[FIT], Y[FIT])
         temperatures.append(calibrate(clf, frame[HELD], pd.Series(Y[HELD])).temperature_)
     assert temperatures[0] == temperatures[1] > 1
+
+
+def test_on_a_device_as_on_the_host():
+    fit, held, test = ((X[rows, 18:24], Y[rows] % 3) for rows in (slice(0, 90), slice(900, 990), slice(1400, 1490)))
+    here = SoftmaxRegression(device="cpu", C=10.0).fit(*fit)
+    expected = calibrate(here, *held)
+    with cuda():
+        import cupy
+
+        there = SoftmaxRegression(C=10.0).fit(*map(cupy.asarray, fit))
+        calibrated = calibrate(there, *map(cupy.asarray, held))
+        assert isinstance(calibrated.coef_, cupy.ndarray)
+        assert isinstance(calibrated.intercept_, cupy.ndarray)
+        assert calibrated.temperature_ == pytest.approx(expected.temperature_, rel=1e-3)
+        found = evaluate(calibrated, *map(cupy.asarray, test))
+    assert found.log_loss == pytest.approx(evaluate(expected, *test).log_loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("judge", [calibrate, evaluate])
+def test_memory_does_not_grow_with_rows_times_classes(judge, monkeypatch):
+    monkeypatch.setattr(held_out, "BLOCK_NUMBERS", 1 << 15)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4000, 2)), rng.integers(0, 200, 4000)
+    clf = SoftmaxRegression(memory_budget=1 << 19, max_iter=0)
+    with pytest.warns(ConvergenceWarning):
+        clf.fit(x, y)
+    clf.coef_ += rng.normal(size=clf.coef_.shape)
+    y[::2] = clf.predict(x[::2])
+    judge(clf, x[:100], y[:100])  # what is made once
+    tracemalloc.start()
+    judge(clf, x, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 4000 * 200 / 2.5  # of all logits
 
 
 def test_a_model_that_is_always_right_ends_at_the_lower_bound():

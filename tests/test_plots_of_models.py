@@ -136,7 +136,7 @@ def test_points_are_bins_and_empty_bins_have_none(ax):
     rows = np.array([[0.6, 0.3, 0.1], [0.25, 0.45, 0.3], [0.05, 0.05, 0.9], [1.0, 0.0, 0.0], [0.9, 0.1, 0.0]])
     weights = [1, 3, 1, 2, 0]
     plots.reliability_diagram(y, rows, ax, sample_weight=weights, n_bins=5)
-    points = ax.get_lines()[1]
+    points = ax.get_lines()[2]
     np.testing.assert_allclose(points.get_xdata(), [(0.6 + 3 * 0.45) / 4, (0.9 + 2 * 1.0) / 3])
     np.testing.assert_allclose(points.get_ydata(), [1 / 4, 1.0])
     (shares,) = ax.patches

@@ -5,6 +5,7 @@ import pytest
 
 README = Path(__file__).parents[1] / "README.md"
 PROBES = README.with_name("docs") / "linear-probe.md"
+GUIDE = README.with_name("docs") / "guide.md"
 
 
 def python_blocks(text):
@@ -34,6 +35,15 @@ def test_every_python_block_of_the_guide_to_linear_probes_runs(tmp_path, monkeyp
         run_blocks(PROBES.read_text(), str(PROBES))
         plt.close("all")
     assert (tmp_path / "path.svg").exists()
+
+
+def test_every_python_block_of_the_guide_runs(tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.chdir(tmp_path)
+    with plt.rc_context({"backend": "Agg"}):
+        run_blocks(GUIDE.read_text(), str(GUIDE))
+        plt.close("all")
+    assert (tmp_path / "report.html").exists()
 
 
 def test_blocks_share_what_they_define():

@@ -65,7 +65,8 @@ def draw_reliability(binned: Mapping[str, Reliability], ax=None):
             confidence, *wilson_interval(accuracy, bins.n_effective[has_rows]), color=colour, linewidth=1.2, alpha=0.7
         )
         label = f"{name or 'held-out rows'}: ECE {bins.expected_calibration_error:.3f}"
-        ax.plot(confidence, accuracy, "o-", color=colour, linewidth=1.0, markersize=5, label=label, clip_on=False)
+        ax.plot(confidence, accuracy, color=colour, linewidth=1.0, alpha=0.4)
+        ax.plot(confidence, accuracy, "o", color=colour, markersize=5, label=label, clip_on=False)
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy; share of the rows")
     ax.set_aspect("equal", adjustable="box")
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))  # above: points may be anywhere
