@@ -6,9 +6,11 @@ from gpusoftmax.calibration import calibrate, expected_calibration_error
 from gpusoftmax.cross_validation import SoftmaxRegressionCV
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.evaluation import Evaluation, evaluate
-from gpusoftmax.exceptions import ConvergenceWarning, NonFiniteError, WorkspaceError
+from gpusoftmax.exceptions import ConvergenceWarning, ModelFileError, NonFiniteError, WorkspaceError
+from gpusoftmax.exports import to_onnx, to_sklearn, to_torch
 from gpusoftmax.functional import loss_and_gradient
 from gpusoftmax.many import ManyFits, fit_many
+from gpusoftmax.persistence import load_model, save_model
 from gpusoftmax.report import write_report
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.sweep_result import SweepResult
@@ -20,6 +22,7 @@ __all__ = [
     "ConvergenceWarning",
     "Evaluation",
     "ManyFits",
+    "ModelFileError",
     "NonFiniteError",
     "SoftmaxRegression",
     "SoftmaxRegressionCV",
@@ -30,7 +33,12 @@ __all__ = [
     "evaluate",
     "expected_calibration_error",
     "fit_many",
+    "load_model",
     "loss_and_gradient",
+    "save_model",
     "sweep",
+    "to_onnx",
+    "to_sklearn",
+    "to_torch",
     "write_report",
 ]

@@ -77,7 +77,7 @@ def calibrate(model: SoftmaxRegression, X, y, sample_weight=None) -> SoftmaxRegr
     calibrated = clone(model)
     vars(calibrated).update(vars(model))
     calibrated.coef_, calibrated.intercept_ = _divided(model, temperature)
-    calibrated.temperature_ = getattr(model, "temperature_", 1.0) * temperature  # older pickles have none
+    calibrated.temperature_ = model.temperature_ * temperature
     return calibrated
 
 

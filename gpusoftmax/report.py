@@ -168,7 +168,7 @@ def _facts(model: SoftmaxRegression) -> dict[str, str]:
     intercepts = _count(n_rows, "intercept", "intercepts")
     facts["coefficients"] = f"{n_rows:,} × {n_features:,} {to_host(model.coef_).dtype}, and {intercepts}"
     facts["C"] = f"{getattr(model, 'C_', getattr(model, 'C', None)):.6g}"
-    temperature = getattr(model, "temperature_", 1.0)
+    temperature = model.temperature_
     facts["temperature"] = (
         "1: not calibrated" if temperature == 1 else f"{temperature:.4g}: calibrated on held-out rows"
     )

@@ -11,7 +11,7 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from gpusoftmax import SoftmaxRegression, SoftmaxRegressionCV, calibrate, sweep, write_report
+from gpusoftmax import SoftmaxRegression, SoftmaxRegressionCV, calibrate, load_model, save_model, sweep, write_report
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -228,6 +228,14 @@ def test_a_model_without_a_record_of_its_fit(tmp_path):
     assert "estimator SoftmaxRegressionCV" in page.text
     assert f"C {clf.C_:.6g} " in page.text
     assert "ended not recorded" in page.text
+
+
+def test_a_model_that_was_saved_has_the_same_page(tmp_path):
+    clf = calibrate(SoftmaxRegression().fit(X[FIT], Y[FIT]), X[HELD], Y[HELD])
+    save_model(clf, tmp_path / "model.safetensors")
+    loaded = load_model(tmp_path / "model.safetensors")
+    clf.history_ = None  # which files do not hold
+    assert report(tmp_path, loaded, X[HELD], Y[HELD]).source == report(tmp_path, clf, X[HELD], Y[HELD]).source
 
 
 def test_features_are_scaled_by_their_spread(tmp_path):
