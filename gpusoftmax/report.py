@@ -219,7 +219,7 @@ def _mistakes(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def _figures(model: SoftmaxRegression, evaluation: Evaluation, result: SweepResult | None) -> Iterator[Figure]:
     history = getattr(model, "history_", None)
-    if history is not None and len(history.objectives):
+    if history is not None and len(history.objectives) > 1:
         svg = inline_svg(
             lambda ax: convergence(history, ax), "convergence", "Gap to the optimum against passes", 5, 3.2
         )

@@ -9,6 +9,7 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 
 from gpusoftmax import SoftmaxRegression, calibrate, expected_calibration_error, plots
+from gpusoftmax.plots.inline import inline_svg
 
 matplotlib = pytest.importorskip("matplotlib")
 figures = pytest.importorskip("matplotlib.figure")
@@ -111,9 +112,12 @@ def test_what_is_drawn_over_what(ax, by, values, over):
     np.testing.assert_allclose(lines_of(ax)[0].get_xdata(), getattr(of_fit, over))
 
 
-def test_a_fit_that_began_at_its_optimum(ax):
-    plots.convergence(history([1.0]), ax)
-    ax.figure.canvas.draw()
+@pytest.mark.parametrize("by", ["gap", "objectives", "gradient_norms"])
+def test_a_fit_that_began_at_its_optimum(by):
+    of_fit = history([1.0])
+    of_fit.gradient_norms = np.zeros(1)
+    svg = inline_svg(lambda ax: plots.convergence(of_fit, ax, by=by), "a", "nothing to see", 4, 3)
+    assert "passes over X" in svg
 
 
 @pytest.mark.parametrize("histories", [{}, history([]), history([np.nan])])

@@ -80,7 +80,7 @@ def convergence(
     ax.set_xlim(left=0)
     ax.set_xlabel(LABELS[over])
     ax.set_ylabel(LABELS[by] if optimum is None or by != "gap" else "relative gap to the optimum")
-    if by != "objectives":
+    if by != "objectives" and any((y > 0).any() for _, y in lines.values()):
         ax.set_yscale("log")
     if isinstance(histories, Mapping):
         ax.legend(frameon=False)
