@@ -3,14 +3,17 @@
 from importlib.metadata import version
 
 from gpusoftmax.callbacks import History
+from gpusoftmax.calibration import calibrate, expected_calibration_error
 from gpusoftmax.cross_validation import SoftmaxRegressionCV
 from gpusoftmax.early_stopping import EarlyStopping
 from gpusoftmax.estimator import SoftmaxRegression
+from gpusoftmax.evaluation import Evaluation, evaluate
 from gpusoftmax.exceptions import ConvergenceWarning, ModelFileError, NonFiniteError, WorkspaceError
 from gpusoftmax.exports import to_onnx, to_sklearn, to_torch
 from gpusoftmax.functional import loss_and_gradient
 from gpusoftmax.many import ManyFits, fit_many
 from gpusoftmax.persistence import load_model, save_model
+from gpusoftmax.report import write_report
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.sweep_result import SweepResult
 from gpusoftmax.sweeps import sweep
@@ -21,6 +24,7 @@ __all__ = [
     "ConvergenceWarning",
     "EarlyStopping",
     "History",
+    "Evaluation",
     "ManyFits",
     "ModelFileError",
     "NonFiniteError",
@@ -29,6 +33,9 @@ __all__ = [
     "Status",
     "SweepResult",
     "WorkspaceError",
+    "calibrate",
+    "evaluate",
+    "expected_calibration_error",
     "fit_many",
     "load_model",
     "loss_and_gradient",
@@ -37,4 +44,5 @@ __all__ = [
     "to_onnx",
     "to_sklearn",
     "to_torch",
+    "write_report",
 ]

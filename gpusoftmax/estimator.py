@@ -100,6 +100,8 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     history_ : History or None
         Passes, objective, gradient and seconds after each evaluation. None for a model out of a sweep, `fit_many` or a
         file.
+    temperature_ : float
+        What `calibrate` has divided the logits of the fit by; 1.0 after a fit.
     n_features_in_ : int
     feature_names_in_ : array of shape (n_features_in_,)
         Where X had feature names that are all strings.
@@ -383,6 +385,7 @@ def _fitted(code, params, center, n_iter, n_passes, value, gradient_norm):
         "n_passes_": float(n_passes[0]),
         "objective_": float(value[0]),
         "gradient_norm_": float(gradient_norm[0]),
+        "temperature_": 1.0,
     }
 
 
