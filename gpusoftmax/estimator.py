@@ -96,7 +96,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     gradient_norm_ : float
         Largest absolute entry of the gradient of f at the solution.
     n_features_in_ : int
-    feature_names_in_ : array of shape (n_features_in_,)
+    feature_names_in_ : array of shape (n_features,)
         Where X had feature names that are all strings.
 
     Examples
@@ -171,7 +171,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights; None for ones.
         classes : array-like of shape (n_classes,), default=None
-            Labels of the columns of soft targets, by default 0, 1, …
+            Labels of the columns of soft targets, by default 0, 1 and so on.
 
         Returns
         -------
