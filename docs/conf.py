@@ -1,8 +1,8 @@
 """Settings of the documentation site; ``scripts/docs`` builds it.
 
-The pages are Markdown that GitHub shows as well. What only one of both understands is translated here: figures for light
-and dark, links out of this folder, and formulas, which become MathML, so that no page loads a script from elsewhere. The
-API reference is written from what the package calls public.
+The pages are Markdown that GitHub shows as well. What only one of both understands is translated here: figures for
+light and dark, links out of this folder, and formulas, which become MathML, so that no page loads a script from
+elsewhere. The API reference is written from what the package calls public.
 """
 
 import inspect
@@ -19,13 +19,18 @@ from sphinx.util import logging
 
 import gpusoftmax
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 PICTURE = re.compile(
-    r'<picture>\s*<source [^>]*srcset="(?P<dark>[^"]+)">\s*<img alt="(?P<alt>[^"]*)" src="(?P<light>[^"]+)">\s*</picture>'
+    r'<picture>\s*<source [^>]*srcset="(?P<dark>[^"]+)">\s*'
+    r'<img alt="(?P<alt>[^"]*)" src="(?P<light>[^"]+)">\s*</picture>'
 )
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)#:\s]+)(?P<section>#[^)\s]*)?\)")
-SHOWN_AS = {ROOT / "README.md": "index.md", ROOT / "bench/README.md": "benchmarks.md", ROOT / "CHANGELOG.md": "changelog.md"}
+SHOWN_AS = {
+    ROOT / "README.md": "index.md",
+    ROOT / "bench/README.md": "benchmarks.md",
+    ROOT / "CHANGELOG.md": "changelog.md",
+}
 MODULES = ["plots"]  # whose functions are public beside what `gpusoftmax.__all__` names
 
 project = "gpusoftmax"

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-PROBES = README.with_name("docs") / "linear-probe.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DRAWS = {"linear-probe.md"}  # pages whose code needs matplotlib
 
 
 def python_blocks(text):
@@ -21,19 +22,20 @@ def run_blocks(text, name):
     return namespace
 
 
-def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch):
+WITH_CODE = [page for page in PAGES if any(python_blocks(page.read_text()))]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_python_block_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    run_blocks(README.read_text(), str(README))
-
-
-def test_every_python_block_of_the_guide_to_linear_probes_runs(tmp_path, monkeypatch):
+    if page.name not in DRAWS:
+        run_blocks(page.read_text(), str(page))
+        return
     plt = pytest.importorskip("matplotlib.pyplot")
-    monkeypatch.chdir(tmp_path)
     with plt.rc_context({"backend": "Agg"}):
-        run_blocks(PROBES.read_text(), str(PROBES))
+        run_blocks(page.read_text(), str(page))
         plt.close("all")
-    assert (tmp_path / "path.svg").exists()
 
 
 def test_blocks_share_what_they_define():
