@@ -5,6 +5,7 @@ light and dark, links out of this folder, and formulas, which become MathML, so 
 elsewhere. The API reference is written from what the package calls public.
 """
 
+import enum
 import inspect
 import os
 import re
@@ -30,6 +31,13 @@ SHOWN_AS = {
     ROOT / "README.md": "index.md",
     ROOT / "bench/README.md": "benchmarks.md",
     ROOT / "CHANGELOG.md": "changelog.md",
+}
+MENDED = {  # what docutils writes: bars that stretch to the height of the line, an index below the letter with a tilde
+    r'<mo class="mathopen">': r'<mo form="prefix" stretchy="false">',
+    r"<mo>‖</mo>": r'<mo form="postfix" stretchy="false">‖</mo>',
+    r"<munderover>\s*(<mi>.</mi>)\s*(<mi>.</mi>)\s*(<mo[^>]*>~</mo>)\s*</munderover>": (
+        r'<msub><mover accent="true">\1\3</mover>\2</msub>'
+    ),
 }
 MODULES = ["plots"]  # whose functions are public beside what `gpusoftmax.__all__` names
 
@@ -64,7 +72,7 @@ html_sidebars = {"**": ["all-pages.html"]}
 html_theme_options = {
     "navbar_center": [],
     "secondary_sidebar_items": ["page-toc"],
-    "show_toc_level": 2,
+    "show_toc_level": 1,
     "footer_start": ["copyright"],
     "footer_end": [],
 }
@@ -76,6 +84,7 @@ def setup(app):
     app.connect("source-read", lambda app, page, text: translate(text, Path(app.env.doc2path(page)), page))
     app.connect("include-read", lambda app, path, page, text: translate(text, FOLDER / path, page))
     app.connect("autodoc-skip-member", is_inherited_from_elsewhere)
+    app.connect("autodoc-process-docstring", list_members)
     app.connect("autodoc-process-signature", without_private_parameters)
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
 
@@ -100,9 +109,13 @@ def translate(text: list[str], path: Path, page: str) -> None:
 def write_math(writer, node) -> None:
     """Write a formula as MathML."""
     try:
-        writer.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+        formula = tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
     except MathError as error:
         logging.getLogger(__name__).warning("formula %r: %s", node.astext(), error, location=node)
+    else:
+        for written, mended in MENDED.items():
+            formula = re.sub(written, mended, formula)
+        writer.body.append(formula)
     raise nodes.SkipNode
 
 
@@ -110,17 +123,18 @@ def write_api_reference(app, config) -> None:
     """Write api/index.rst: a table for each kind of public name."""
     kinds: dict[str, list[str]] = {"Estimators": [], "Functions": [], "Results": [], "Errors and warnings": []}
     for name in gpusoftmax.__all__:
-        kinds[kind_of(getattr(gpusoftmax, name))].append(f"gpusoftmax.{name}")
+        kinds[kind_of(getattr(gpusoftmax, name))].append(name)
     for module in MODULES:
         functions = vars(import_module(f"gpusoftmax.{module}")).values()
         kinds[module.capitalize()] = [
-            f"gpusoftmax.{module}.{f.__name__}"
+            f"{module}.{f.__name__}"
             for f in functions
             if inspect.isfunction(f) and f.__module__ == f"gpusoftmax.{module}" and not f.__name__.startswith("_")
         ]
-    lines = ["API reference", "=============", ""]
+    lines = ["API reference", "=============", "", ".. currentmodule:: gpusoftmax", ""]
     for kind, names in kinds.items():
-        lines += [kind, "-" * len(kind), "", ".. autosummary::", "   :toctree: .", "", *(f"   {n}" for n in names), ""]
+        table = [".. autosummary::", "   :toctree: .", "   :nosignatures:", "", *(f"   {name}" for name in names)]
+        lines += [kind, "-" * len(kind), "", *table, ""]
     (FOLDER / "api").mkdir(exist_ok=True)
     (FOLDER / "api/index.rst").write_text("\n".join(lines))
 
@@ -135,9 +149,15 @@ def kind_of(public) -> str:
 
 
 def is_inherited_from_elsewhere(app, what, name, member, is_skipped, options) -> bool | None:
-    """Leave out methods that other packages document."""
-    module = getattr(member, "__module__", None)
-    return True if callable(member) and not str(module).startswith("gpusoftmax") else None
+    """Leave out what other packages document."""
+    owner = getattr(member, "__objclass__", member)
+    return None if str(getattr(owner, "__module__", "gpusoftmax")).startswith("gpusoftmax") else True
+
+
+def list_members(app, what, name, documented, options, lines) -> None:
+    """Say what each member of an enumeration means."""
+    if what == "class" and issubclass(documented, enum.Enum):
+        lines += ["", *(f"* ``{member.name}``: {member.sentence}" for member in documented), ""]
 
 
 def without_private_parameters(app, what, name, member, options, signature, returned):

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import runpy
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -128,3 +129,35 @@ def test_the_table_of_packages_is_that_of_the_project():
 
 def name_of(requirement):
     return re.match(r"[\w-]+", requirement)[0]
+
+
+@pytest.fixture(scope="module")
+def conf():
+    pytest.importorskip("sphinx")
+    return runpy.run_path(str(ROOT / "docs/conf.py"))
+
+
+def test_the_reference_lists_what_is_checked_here(conf):
+    assert conf["MODULES"] == MODULES
+
+
+def test_pages_are_translated_for_the_site(conf):
+    def translated(text, path, page):
+        text = [text]
+        conf["translate"](text, ROOT / path, page)
+        return text[0]
+
+    assert translated("[a](../bench/README.md#fit)", "docs/guide.md", "guide") == "[a](benchmarks.md#fit)"
+    assert translated("[a](../tests)", "docs/guide.md", "guide") == "a"
+    assert translated("[a](../guide.md)", "docs/verification/README.md", "verification/README") == "[a](../guide.md)"
+    assert translated("[a](cases.py)", "bench/README.md", "benchmarks") == "[a](../bench/cases.py)"
+    assert translated("f[a](b) [a](https://b.c/d)", "docs/guide.md", "guide") == "f[a](b) [a](https://b.c/d)"
+
+
+def test_no_figure_of_a_page_is_left_as_html(conf):
+    for page in PAGES:
+        text = [page.read_text()]
+        n_figures = text[0].count("<picture>")
+        conf["translate"](text, page, "index")
+        assert "<picture>" not in text[0]
+        assert text[0].count("{.only-dark}") == text[0].count("{.only-light}") == n_figures
