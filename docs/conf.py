@@ -124,12 +124,9 @@ def write_api_reference(app, config) -> None:
     kinds: dict[str, list[str]] = {"Estimators": [], "Functions": [], "Results": [], "Errors and warnings": []}
     for name in gpusoftmax.__all__:
         kinds[kind_of(getattr(gpusoftmax, name))].append(name)
-    for module in MODULES:
-        functions = vars(import_module(f"gpusoftmax.{module}")).values()
-        kinds[module.capitalize()] = [
-            f"{module}.{f.__name__}"
-            for f in functions
-            if inspect.isfunction(f) and f.__module__ == f"gpusoftmax.{module}" and not f.__name__.startswith("_")
+    for name in MODULES:
+        kinds[name.capitalize()] = [
+            f"{name}.{function}" for function in functions_of(import_module(f"gpusoftmax.{name}"))
         ]
     lines = ["API reference", "=============", "", ".. currentmodule:: gpusoftmax", ""]
     for kind, names in kinds.items():
@@ -137,6 +134,16 @@ def write_api_reference(app, config) -> None:
         lines += [kind, "-" * len(kind), "", *table, ""]
     (FOLDER / "api").mkdir(exist_ok=True)
     (FOLDER / "api/index.rst").write_text("\n".join(lines))
+
+
+def functions_of(module) -> list[str]:
+    """Return the names of a module's public functions: those of `__all__`, else all that it defines."""
+    defined = [
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    ]
+    return list(getattr(module, "__all__", defined))
 
 
 def kind_of(public) -> str:
