@@ -9,6 +9,7 @@ import enum
 import inspect
 import os
 import re
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -132,7 +133,8 @@ def write_api_reference(app, config) -> None:
     for kind, names in kinds.items():
         table = [".. autosummary::", "   :toctree: .", "   :nosignatures:", "", *(f"   {name}" for name in names)]
         lines += [kind, "-" * len(kind), "", *table, ""]
-    (FOLDER / "api").mkdir(exist_ok=True)
+    shutil.rmtree(FOLDER / "api", ignore_errors=True)  # with pages of names that are no more
+    (FOLDER / "api").mkdir()
     (FOLDER / "api/index.rst").write_text("\n".join(lines))
 
 
