@@ -2,7 +2,7 @@
 
 from sklearn.exceptions import ConvergenceWarning
 
-__all__ = ["ConvergenceWarning", "DeviceError", "NonFiniteError", "WorkspaceError"]
+__all__ = ["ConvergenceWarning", "DeviceError", "ModelFileError", "NonFiniteError", "WorkspaceError"]
 
 LOGITS_LEFT = "Logits left the range of {}: rescale the features as they were in fit, or give X as float64."
 
@@ -17,3 +17,7 @@ class NonFiniteError(ValueError):
 
 class DeviceError(RuntimeError):
     """The device asked for cannot be used; the message says why and what to do."""
+
+
+class ModelFileError(ValueError):
+    """A model file cannot be trusted, or a model cannot be written to one; the message says which file and why."""

@@ -5,7 +5,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-DRAWS = {"linear-probe.md"}  # pages whose code needs matplotlib
+NEEDS = {"guide.md": "onnx"}  # optional packages of a page's code, beside matplotlib
 
 
 def python_blocks(text):
@@ -27,12 +27,10 @@ WITH_CODE = [page for page in PAGES if any(python_blocks(page.read_text()))]
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_python_block_of_a_page_runs(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    if page.name not in DRAWS:
-        run_blocks(page.read_text(), str(page))
-        return
     plt = pytest.importorskip("matplotlib.pyplot")
+    if page.name in NEEDS:
+        pytest.importorskip(NEEDS[page.name])
+    monkeypatch.chdir(tmp_path)
     with plt.rc_context({"backend": "Agg"}):
         run_blocks(page.read_text(), str(page))
         plt.close("all")
