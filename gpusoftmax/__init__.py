@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from gpusoftmax.callbacks import History
 from gpusoftmax.calibration import calibrate, expected_calibration_error
+from gpusoftmax.callbacks import History
 from gpusoftmax.cross_validation import SoftmaxRegressionCV
 from gpusoftmax.early_stopping import EarlyStopping
 from gpusoftmax.estimator import SoftmaxRegression
@@ -23,8 +23,8 @@ __version__ = version("gpusoftmax")
 __all__ = [
     "ConvergenceWarning",
     "EarlyStopping",
-    "History",
     "Evaluation",
+    "History",
     "ManyFits",
     "ModelFileError",
     "NonFiniteError",

@@ -103,7 +103,7 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     temperature_ : float
         What `calibrate` has divided the logits of the fit by; 1.0 after a fit.
     n_features_in_ : int
-    feature_names_in_ : array of shape (n_features_in_,)
+    feature_names_in_ : array of shape (n_features,)
         Where X had feature names that are all strings.
 
     Examples
@@ -178,7 +178,7 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         sample_weight : array-like of shape (n_samples,), default=None
             Non-negative weights; None for ones.
         classes : array-like of shape (n_classes,), default=None
-            Labels of the columns of soft targets, by default 0, 1, …
+            Labels of the columns of soft targets, by default 0, 1 and so on.
 
         Returns
         -------

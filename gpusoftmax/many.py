@@ -120,8 +120,8 @@ def fit_many(
     sample_weights : array of shape (n_problems, n_samples), list of arrays of shape (n_samples,), or None for ones
         Non-negative. A class whose samples all weigh nothing is none of a problem's.
     C : float or array of shape (n_problems,)
-    fit_intercept, label_smoothing, tol, max_iter, device, precision
-        See `SoftmaxRegression`. Labels are smoothed over the classes that a problem has. Products are always exact.
+    fit_intercept, label_smoothing, tol, max_iter, device, precision : see `SoftmaxRegression`
+        Labels are smoothed over the classes that a problem has. Products are always exact.
     memory_budget : int or None
         Most bytes of the waves that run at once, with their copies of X and the solver's vectors; None for what runs
         best.

@@ -101,6 +101,10 @@ class SweepResult:
             Take the strongest penalty whose mean is within one standard error of the best's, of the same class weight
             and smoothing (Breiman, Friedman, Olshen & Stone 1984).
 
+        Returns
+        -------
+        setting : int
+
         Raises
         ------
         ValueError

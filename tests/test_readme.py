@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-GUIDE = README.with_name("docs") / "guide.md"
-PROBES = README.with_name("docs") / "linear-probe.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NEEDS = {"guide.md": "onnx"}  # optional packages of a page's code, beside matplotlib
 
 
 def python_blocks(text):
@@ -22,29 +22,18 @@ def run_blocks(text, name):
     return namespace
 
 
-def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    run_blocks(README.read_text(), str(README))
+WITH_CODE = [page for page in PAGES if any(python_blocks(page.read_text()))]
 
 
-def test_every_python_block_of_the_guide_to_linear_probes_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_python_block_of_a_page_runs(page, tmp_path, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
+    if page.name in NEEDS:
+        pytest.importorskip(NEEDS[page.name])
     monkeypatch.chdir(tmp_path)
     with plt.rc_context({"backend": "Agg"}):
-        run_blocks(PROBES.read_text(), str(PROBES))
+        run_blocks(page.read_text(), str(page))
         plt.close("all")
-    assert (tmp_path / "path.svg").exists()
-
-
-def test_every_python_block_of_the_guide_runs(tmp_path, monkeypatch):
-    pytest.importorskip("onnx")
-    plt = pytest.importorskip("matplotlib.pyplot")
-    monkeypatch.chdir(tmp_path)
-    with plt.rc_context({"backend": "Agg"}):
-        run_blocks(GUIDE.read_text(), str(GUIDE))
-        plt.close("all")
-    assert {path.name for path in tmp_path.iterdir()} == {"spam.safetensors", "spam.onnx", "report.html"}
 
 
 def test_blocks_share_what_they_define():
