@@ -122,7 +122,7 @@ def write_math(writer, node) -> None:
 
 def write_api_reference(app, config) -> None:
     """Write api/index.rst: a table for each kind of public name."""
-    kinds: dict[str, list[str]] = {"Estimators": [], "Functions": [], "Results": [], "Errors and warnings": []}
+    kinds: dict[str, list[str]] = {"Estimators": [], "Functions": [], "Other classes": [], "Errors and warnings": []}
     for name in gpusoftmax.__all__:
         kinds[kind_of(getattr(gpusoftmax, name))].append(name)
     for name in MODULES:
@@ -154,7 +154,7 @@ def kind_of(public) -> str:
         return "Functions"
     if issubclass(public, BaseEstimator):
         return "Estimators"
-    return "Errors and warnings" if issubclass(public, Exception) else "Results"
+    return "Errors and warnings" if issubclass(public, Exception) else "Other classes"
 
 
 def is_inherited_from_elsewhere(app, what, name, member, is_skipped, options) -> bool | None:
