@@ -1,28 +1,51 @@
 """GPU-accelerated batched trainer for softmax (multinomial logistic) regression."""
 
-from importlib.metadata import version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from gpusoftmax.cross_validation import SoftmaxRegressionCV
-from gpusoftmax.estimator import SoftmaxRegression
-from gpusoftmax.exceptions import ConvergenceWarning, NonFiniteError, WorkspaceError
-from gpusoftmax.functional import loss_and_gradient
-from gpusoftmax.many import ManyFits, fit_many
-from gpusoftmax.solvers.base import Status
-from gpusoftmax.sweep_result import SweepResult
-from gpusoftmax.sweeps import sweep
+if TYPE_CHECKING:  # type checkers and editors read these; at run time `__getattr__` imports what is asked for
+    from gpusoftmax.cross_validation import SoftmaxRegressionCV as SoftmaxRegressionCV
+    from gpusoftmax.estimator import SoftmaxRegression as SoftmaxRegression
+    from gpusoftmax.exceptions import ConvergenceWarning as ConvergenceWarning
+    from gpusoftmax.exceptions import NonFiniteError as NonFiniteError
+    from gpusoftmax.exceptions import WorkspaceError as WorkspaceError
+    from gpusoftmax.functional import loss_and_gradient as loss_and_gradient
+    from gpusoftmax.many import ManyFits as ManyFits
+    from gpusoftmax.many import fit_many as fit_many
+    from gpusoftmax.solvers.base import Status as Status
+    from gpusoftmax.sweep_result import SweepResult as SweepResult
+    from gpusoftmax.sweeps import sweep as sweep
 
-__version__ = version("gpusoftmax")
+_HOMES = {  # public name: the module that holds it
+    "ConvergenceWarning": "exceptions",
+    "ManyFits": "many",
+    "NonFiniteError": "exceptions",
+    "SoftmaxRegression": "estimator",
+    "SoftmaxRegressionCV": "cross_validation",
+    "Status": "solvers.base",
+    "SweepResult": "sweep_result",
+    "WorkspaceError": "exceptions",
+    "fit_many": "many",
+    "loss_and_gradient": "functional",
+    "sweep": "sweeps",
+}
 
-__all__ = [
-    "ConvergenceWarning",
-    "ManyFits",
-    "NonFiniteError",
-    "SoftmaxRegression",
-    "SoftmaxRegressionCV",
-    "Status",
-    "SweepResult",
-    "WorkspaceError",
-    "fit_many",
-    "loss_and_gradient",
-    "sweep",
-]
+__all__ = list(_HOMES)  # noqa: PLE0605 - a list all the same
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that the command line answers before scikit-learn is there."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("gpusoftmax")
+    elif name in _HOMES:
+        value = getattr(import_module(f"gpusoftmax.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, "__version__"})

@@ -1,0 +1,211 @@
+"""`gpusoftmax fit` and `gpusoftmax sweep`: from a data file to a model on disk, or to the best C."""
+
+import csv
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpusoftmax.cli.judging import judge, say_scores, write_report
+from gpusoftmax.cli.outputs import check_output, written_whole
+from gpusoftmax.cli.request import Request, Split, check_classes
+from gpusoftmax.cli.terminal import Terminal
+from gpusoftmax.estimator import SoftmaxRegression
+from gpusoftmax.scaling import Scaling
+from gpusoftmax.solvers.base import Status
+from gpusoftmax.sweep_result import SweepResult
+from gpusoftmax.sweeps import sweep as run_sweep
+from gpusoftmax.tables import Table, read_table
+
+
+def fit(
+    terminal: Terminal,
+    request: Request,
+    *,
+    one_standard_error: bool,
+    calibration_size: float,
+    model_path: Path | None,
+    report_path: Path | None,
+) -> None:
+    """Fit one model, its C chosen by cross-validation where folds are given; judge it, save it, report on it."""
+    check_output(model_path, [".safetensors"])
+    check_output(report_path, [".html"])
+    table, y, X, scaling, split = _prepare(terminal, request, calibration_size)
+    start = time.perf_counter()
+    result = None
+    if request.n_folds:
+        result = _sweep(terminal, request, replace(table, X=X), y, split)
+        C = result.best(one_standard_error=one_standard_error).C
+        _warn_of_edge(terminal, result, C)
+    else:
+        C = request.Cs[0]
+    model = SoftmaxRegression(C=C, verbose=terminal.shows_progress, **request.estimator)
+    model.fit(X, y, sample_weight=split.training_weights(table.weights))
+    seconds = time.perf_counter() - start
+    if table.feature_names is not None:
+        model.feature_names_in_ = np.array(table.feature_names, object)
+    if scaling is not None:
+        scaling.unfold(model)
+    if len(split.calibration):
+        model = _calibrated(model, table, y, split.calibration)
+    is_converged = model.status_ != Status.ITERATION_LIMIT and model.gradient_norm_ <= model.tol
+    chosen = f", of {len(result.settings)} by {result.n_folds} folds" if result else ""
+    temperature = f", temperature {model.temperature_:.4g}" if len(split.calibration) else ""
+    terminal.say(
+        f"C = {C:.4g}{chosen}: the fit {model.status_.sentence} in {model.n_passes_:.0f} passes, {seconds:.2f} s{temperature}"
+    )
+    is_held_out = len(split.test) > 0
+    rows = split.test if is_held_out else split.fitted
+    scores = judge(model, table, y, rows)
+    say_scores(terminal, scores, "rows held out" if is_held_out else "rows fitted", with_classes=False)
+    if not is_held_out:
+        terminal.say("No rows were held out: --test-size 0.2 would tell how well it does on new ones.")
+    _write(terminal, model, table, y, rows, result, model_path, report_path)
+    terminal.result = _summary(request, table, split) | {
+        "classes": model.classes_,
+        "C": C,
+        "status": model.status_.name,
+        "converged": is_converged,
+        "objective": model.objective_,
+        "gradient_norm": model.gradient_norm_,
+        "n_iter": int(model.n_iter_[0]),
+        "n_passes": model.n_passes_,
+        "seconds": seconds,
+        "temperature": model.temperature_ if len(split.calibration) else None,
+        "held_out" if is_held_out else "train": scores.as_dict(),
+        "model": model_path,
+        "report": report_path,
+    }
+
+
+def sweep(terminal: Terminal, request: Request, *, one_standard_error: bool, output: Path | None) -> None:
+    """Fit every C on every fold and show which does best on the rows held out."""
+    check_output(output, [".csv"])
+    table, y, X, _, split = _prepare(terminal, request, 0.0)
+    start = time.perf_counter()
+    result = _sweep(terminal, request, replace(table, X=X), y, split)
+    seconds = time.perf_counter() - start
+    best = result.best_setting()
+    strongest = result.best_setting(one_standard_error=True)
+    columns: dict[str, list] = {
+        "C": [setting.C for setting in result.settings],
+        "held-out loss": result.by_fold("held_out_loss").mean(axis=1).tolist(),
+        "accuracy": result.by_fold("held_out_accuracy").mean(axis=1).tolist(),
+        "training loss": result.by_fold("train_loss").mean(axis=1).tolist(),
+        "": [_mark(i, best, strongest) for i in range(len(result.settings))],
+    }
+    terminal.say_table(columns)
+    C = result.settings[strongest if one_standard_error else best].C
+    n_passes = result.n_passes.sum()
+    terminal.say(f"{len(result)} models, {n_passes:,.0f} passes, {seconds:.2f} s. Fit the best one: gpusoftmax fit --C {C:.6g}")
+    _warn_of_edge(terminal, result, C)
+    problems = _problems(result)
+    if output is not None:
+        with written_whole(output) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(problems)
+            writer.writerows(zip(*problems.values(), strict=True))
+        terminal.say(f"Every C and fold: {output}")
+    terminal.result = _summary(request, table, split) | {
+        "best_C": result.settings[best].C,
+        "best_C_within_one_standard_error": result.settings[strongest].C,
+        "seconds": seconds,
+        "problems": [dict(zip(problems, row, strict=True)) for row in zip(*problems.values(), strict=True)],
+        "output": output,
+    }
+
+
+def _prepare(
+    terminal: Terminal, request: Request, calibration_size: float
+) -> tuple[Table, np.ndarray, np.ndarray, Scaling | None, Split]:
+    """Return the table, its labels, the features to fit, their scaling, and the split."""
+    table = read_table(request.data, request.selection)
+    y = check_classes(table)
+    n_rows, n_features = table.X.shape
+    terminal.say(f"{table.path}: {n_rows:,} rows, {n_features:,} features, {len(np.unique(y)):,} classes")
+    for reason in dict.fromkeys(table.left_out.values()):
+        names = [name for name, why in table.left_out.items() if why == reason]
+        terminal.say(f"Left out, as no columns of numbers ({reason}): {', '.join(names)}")
+    split = Split.draw(y, request.test_size, calibration_size, request.seed, table.path)
+    if not request.is_standardized:
+        return table, y, table.X, None, split
+    scaling = Scaling.of(table.X, split.training_weights(table.weights))
+    return table, y, scaling.apply(table.X), scaling, split
+
+
+def _sweep(terminal: Terminal, request: Request, table: Table, y: np.ndarray, split: Split) -> SweepResult:
+    from sklearn.model_selection import StratifiedKFold
+
+    folds = StratifiedKFold(request.n_folds, shuffle=True, random_state=request.seed)
+    rows = split.fitted
+    return run_sweep(
+        table.X,
+        y,
+        Cs=request.Cs,
+        cv=[(rows[train], rows[test]) for train, test in folds.split(rows, y[rows])],
+        sample_weight=table.weights,
+        verbose=terminal.shows_progress,
+        **request.estimator,
+    )
+
+
+def _warn_of_edge(terminal: Terminal, result: SweepResult, C: float) -> None:
+    Cs = result.problems.C
+    if np.isfinite(C) and C in (Cs.min(), Cs.max()) and Cs.min() < Cs.max():
+        terminal.warn(f"C = {C:.4g} is the {'smallest' if C == Cs.min() else 'largest'} tried: a wider --C may do better.")
+
+
+def _calibrated(model: SoftmaxRegression, table: Table, y: np.ndarray, rows: np.ndarray) -> SoftmaxRegression:
+    from gpusoftmax.calibration import calibrate
+
+    weights = None if table.weights is None else table.weights[rows]
+    return calibrate(model, table.X[rows], y[rows], sample_weight=weights)
+
+
+def _write(terminal, model, table, y, rows, result, model_path, report_path) -> None:
+    if model_path is not None:
+        from gpusoftmax.persistence import save_model
+
+        save_model(model, model_path)
+        terminal.say(f"Model: {model_path}")
+    else:
+        terminal.say("The model was not saved: --output model.safetensors keeps it.")
+    if report_path is not None:
+        write_report(model, table, y, rows, report_path, result)
+        terminal.say(f"Report: {report_path}")
+
+
+def _summary(request: Request, table: Table, split: Split) -> dict[str, Any]:
+    return {
+        "data": table.path,
+        "n_rows": len(table.X),
+        "n_fitted": len(split.fitted),
+        "n_held_out": len(split.test),
+        "n_calibration": len(split.calibration),
+        "n_features": table.X.shape[1],
+        "features": table.feature_names,
+        "left_out": table.left_out,
+        "n_folds": request.n_folds,
+        "seed": request.seed,
+        "standardized": request.is_standardized,
+    }
+
+
+def _mark(i: int, best: int, strongest: int) -> str:
+    if i == best:
+        return "best"
+    return "within one standard error" if i == strongest else ""
+
+
+def _problems(result: SweepResult) -> dict[str, list]:
+    """Return what became of every C and fold, by name."""
+    names = ("n_iter", "n_passes", "objective", "gradient_norm")
+    scores = ("train_loss", "train_accuracy", "held_out_loss", "held_out_accuracy")
+    return {
+        "C": result.problems.C.tolist(),
+        "fold": result.problems.fold.tolist(),
+        "status": [status.name for status in result.status],
+        **{name: getattr(result, name).tolist() for name in (*names, *scores)},
+    }
