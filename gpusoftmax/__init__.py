@@ -30,11 +30,11 @@ _HOMES = {  # public name: the module that holds it
     "sweep": "sweeps",
 }
 
-__all__ = list(_HOMES)  # noqa: PLE0605 - a list all the same
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that the command line answers before scikit-learn is there."""
+    """Import a public name when it is first asked for: the command line answers before scikit-learn is there."""
     if name == "__version__":
         from importlib.metadata import version
 

@@ -1,9 +1,10 @@
 """Named columns of a CSV, Parquet or Arrow file, each a NumPy array when it is asked for.
 
-pyarrow reads them all; without it, Python's own csv reads CSV, more slowly and to the same columns. What a column is good
-for, a feature or a label, is decided elsewhere.
+pyarrow reads them all; without it, Python's own csv reads CSV, more slowly and to the same columns. What a column is
+good for, a feature or a label, is decided elsewhere.
 """
 
+import contextlib
 import csv
 import gzip
 from collections.abc import Callable, Iterable
@@ -61,7 +62,8 @@ def read_columns(path: Path, suffix: str) -> dict[str, Column]:
     except pa.ArrowException as error:
         what = "Parquet" if suffix in (".parquet", ".pq") else "Arrow"
         raise DataError(
-            f"{path} cannot be read as {what} ({_first_line(error)}): write it anew, or give it the suffix of its format."
+            f"{path} cannot be read as {what} ({_first_line(error)}): write it anew, or give it the suffix of "
+            "its format."
         ) from error
     return _of_arrow(table, path)
 
@@ -114,10 +116,11 @@ def _arrow_values(column) -> np.ndarray:
 
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    kind = _arrow_kind(column.type, dates_are_text=True)
-    if kind == NUMBER and (types.is_decimal(column.type) or types.is_boolean(column.type) and column.null_count):
-        column = column.cast(pa.int8()).cast(pa.float64()) if types.is_boolean(column.type) else column.cast(pa.float64())
-    if kind == TEXT and not types.is_string(column.type):
+    if types.is_boolean(column.type) and column.null_count:
+        column = column.cast(pa.int8())  # to_numpy would make objects of them
+    elif types.is_decimal(column.type):
+        column = column.cast(pa.float64())
+    elif types.is_temporal(column.type):
         column = column.cast(pa.string())
     return column.to_numpy()
 
@@ -137,28 +140,28 @@ def _read_plain_csv(path: Path, delimiter: str) -> dict[str, Column]:
 
 
 def _column_of(cells: Iterable[str]) -> Column:
-    values = [None if cell in MISSING else cell for cell in cells]
-    present = [value for value in values if value is not None]
-    if not present:
+    values = np.array([None if cell in MISSING else cell for cell in cells], object)
+    is_present = np.array([value is not None for value in values], bool)
+    if not is_present.any():
         return Column(EMPTY, lambda: np.full(len(values), np.nan))
-    for dtype in (np.int64, np.float64):
-        array = _parsed(present, dtype)
-        if array is not None:
-            if len(present) < len(values):
-                whole = np.full(len(values), np.nan)
-                whole[[value is not None for value in values]] = array
-                array = whole
-            return Column(NUMBER, lambda: array)
-    return Column(TEXT, lambda: np.array(values, object))
+    numbers = _parsed(values[is_present].tolist())
+    if numbers is None:
+        return Column(TEXT, lambda: values)
+    if is_present.all():
+        return Column(NUMBER, lambda: numbers)
+    whole = np.full(len(values), np.nan)
+    whole[is_present] = numbers
+    return Column(NUMBER, lambda: whole)
 
 
-def _parsed(texts: list[str], dtype) -> np.ndarray | None:
+def _parsed(texts: list[str]) -> np.ndarray | None:
+    """Return texts as integers, else as floats, or None if some are no numbers."""
     if any("_" in text for text in texts):  # Python reads 1_000 as a number; no table means one by it
         return None
-    try:
-        return np.array([(int if dtype is np.int64 else float)(text) for text in texts], dtype)
-    except (ValueError, OverflowError):
-        return None
+    for parse, dtype in ((int, np.int64), (float, np.float64)):
+        with contextlib.suppress(ValueError, OverflowError):
+            return np.array([parse(text) for text in texts], dtype)
+    return None
 
 
 def _delimiter(path: Path) -> str:
@@ -186,8 +189,8 @@ def _check_names(names: list[str], n_rows: int, path: Path) -> None:
 
 def _no_csv(path: Path, why: str) -> DataError:
     return DataError(
-        f"{path} cannot be read as CSV ({why}): it must be UTF-8 text, a line of column names, then a line for each row "
-        "with as many values."
+        f"{path} cannot be read as CSV ({why}): it must be UTF-8 text, a line of column names, then a line for each "
+        "row with as many values."
     )
 
 

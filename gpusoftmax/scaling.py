@@ -41,8 +41,8 @@ class Scaling:
     def unfold(self, model: SoftmaxRegression) -> None:
         """Make of a model of scaled features one of the features as they are: the same logits, in place.
 
-        (x − mean) / scale · w + b = (x − mean) · (w / scale) + b. The mean becomes the center that predictions subtract,
-        so that a large one costs no precision.
+        (x − mean) / scale · w + b = (x − mean) · (w / scale) + b. The mean becomes the center that predictions
+        subtract, so that a large one costs no precision.
         """
         dtype = to_host(model.coef_).dtype
         coef = (to_host(model.coef_) / self.scale).astype(dtype)

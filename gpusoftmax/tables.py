@@ -89,7 +89,7 @@ def read_table(path, selection: Selection, *, n_features: int | None = None) -> 
     suffix = suffix_of(path)
     if suffix not in FORMATS:
         raise DataError(f"{path} has no suffix that says its format: give one of {', '.join(FORMATS)}.")
-    with open(path, "rb"):  # readers have words of their own for a file that is not there
+    with path.open("rb"):  # readers have words of their own for a file that is not there
         pass
     if suffix in TABLES:
         table = _from_columns(path, selection, read_columns(path, suffix))
@@ -123,16 +123,16 @@ def _from_columns(path: Path, selection: Selection, columns: dict[str, Column]) 
     for name in special:
         if name not in columns:
             raise _unknown(path, name, names)
-    dropped = {*_matching(path, selection.drop, names), *special}
     chosen = _matching(path, selection.features, names)
-    left_out = {}
-    for name in [name for name in names if name not in dropped] if not chosen else chosen:
-        if name in special and chosen:
-            raise DataError(f"{name!r} is among the features and target or weights as well: it can be one of them.")
-        reason = _no_feature(path, name, columns[name], is_chosen=bool(chosen))
-        if reason:
-            left_out[name] = reason
-    features = [name for name in chosen or names if name not in dropped and name not in left_out]
+    for name in chosen:
+        if name in special:
+            raise DataError(
+                f"Column {name!r} is a feature and the target or the weights as well: it can be one of them."
+            )
+    dropped = {*_matching(path, selection.drop, names), *special}
+    offered = [name for name in chosen or names if name not in dropped]
+    reasons = {name: _no_feature(path, name, columns[name], is_chosen=bool(chosen)) for name in offered}
+    features = [name for name in offered if not reasons[name]]
     if not features:
         raise DataError(f"{path} has no column of numbers left to be a feature: its columns are {_listed(names)}.")
     return Table(
@@ -141,7 +141,7 @@ def _from_columns(path: Path, selection: Selection, columns: dict[str, Column]) 
         features,
         None if selection.target is None else _labels(path, selection.target, columns),
         None if selection.weights is None else _weights_of(path, selection.weights, columns),
-        left_out,
+        {name: reason for name, reason in reasons.items() if reason},
     )
 
 
@@ -160,7 +160,7 @@ def _matching(path: Path, patterns: Sequence[str], names: list[str]) -> list[str
 
 def _unknown(path: Path, name: str, names: list[str]) -> DataError:
     close = difflib.get_close_matches(name, names, n=1)
-    advice = f"did you mean {close[0]!r}?" if close else f"its columns are {_listed(names)}."
+    advice = f"its columns are {_listed(names)}." + (f" Did you mean {close[0]!r}?" if close else "")
     if sum(_is_number(each) for each in names) > len(names) / 2:
         advice = f"its first line, {_listed(names)}, must hold the names."
     return DataError(f"Column {name!r} is not in {path}: {advice}")
@@ -307,8 +307,8 @@ def _load_npy(path: Path, mmap_mode=None) -> np.ndarray:
         array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise DataError(
-            f"{path} cannot be read as an array of NumPy ({str(error).rstrip('.')}): write it with numpy.save, as an array "
-            "of numbers."
+            f"{path} cannot be read as an array of NumPy ({str(error).rstrip('.')}): write it with numpy.save, as an "
+            "array of numbers."
         ) from error
     return array
 
@@ -339,13 +339,15 @@ def _from_npz(path: Path, selection: Selection) -> Table:
     matrices = [name for name, array in arrays.items() if array.ndim == 2 and name not in names]
     features = "X" if "X" in matrices else matrices[0] if len(matrices) == 1 else None
     if features is None:
-        raise DataError(f"{path} holds the arrays {_listed(list(arrays))}: name that of the features, two-dimensional, X.")
+        raise DataError(
+            f"{path} holds the arrays {_listed(list(arrays))}: name that of the features, two-dimensional, X."
+        )
     X = arrays[features]
     for name in names:
         if arrays[name].shape != (len(X),):
             raise DataError(
-                f"{path} holds {name!r} of shape {arrays[name].shape} and {features!r} of {X.shape}: it must hold one value "
-                "for each row."
+                f"{path} holds {name!r} of shape {arrays[name].shape} and {features!r} of {X.shape}: it must hold one "
+                "value for each row."
             )
     return Table(
         path,
@@ -363,7 +365,9 @@ def _from_svmlight(path: Path, n_features: int | None) -> Table:
     try:
         sparse, y = load_svmlight_file(str(path), n_features=n_features)
     except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as svmlight ({error}): each line is a label and index:value pairs.") from error
+        raise DataError(
+            f"{path} cannot be read as svmlight ({error}): each line is a label and index:value pairs."
+        ) from error
     n_bytes = 8 * sparse.shape[0] * sparse.shape[1]
     if n_bytes > memory_limit():
         raise DataError(

@@ -49,7 +49,9 @@ Report = Annotated[
 ]  # fmt: skip
 OneStandardError = Annotated[
     bool,
-    typer.Option("--one-se", help="The strongest penalty within one standard error of the best.", rich_help_panel=MODEL),
+    typer.Option(
+        "--one-se", help="The strongest penalty within one standard error of the best.", rich_help_panel=MODEL
+    ),
 ]
 
 
@@ -65,8 +67,8 @@ def fit(
     C: Annotated[
         str | None,
         typer.Option(
-            "--C", metavar="FLOAT", help="Inverse strength of the penalty; with --cv several to choose from: 0.01,1,100 "
-            "or 1e-4:1e4:20.", show_default="1, with --cv 1e-4:1e4:20", rich_help_panel=MODEL,
+            "--C", metavar="FLOAT", help="Inverse strength of the penalty; with --cv several to choose from, "
+            "as 0.01,1,100 or 1e-4:1e4:20.", show_default="1, with --cv 1e-4:1e4:20", rich_help_panel=MODEL,
         ),
     ] = None,
     cv: Annotated[
@@ -81,8 +83,8 @@ def fit(
     calibrate: Annotated[
         float,
         typer.Option(
-            "--calibrate", min=0, max=0.5, metavar="SHARE", help="Fit a temperature to this share of the rows, held out "
-            "for it.", rich_help_panel=MODEL,
+            "--calibrate", min=0, max=0.5, metavar="SHARE", help="Fit a temperature to this share of the rows, "
+            "held out for it.", rich_help_panel=MODEL,
         ),
     ] = 0.0,
     class_weight: Balance = None,
@@ -109,30 +111,34 @@ def fit(
     if one_se and not cv:
         raise typer.BadParameter("there are no folds to choose by: give --cv 5 as well.", param_hint="--one-se")
     if report and not test_size:
-        raise typer.BadParameter("a report tells of rows held out: give --test-size 0.2 as well.", param_hint="--report")
+        raise typer.BadParameter(
+            "a report tells of rows held out: give --test-size 0.2 as well.", param_hint="--report"
+        )
     if test_size + calibrate > 0.9:
-        raise typer.BadParameter("with --test-size it leaves under a tenth of the rows to fit.", param_hint="--calibrate")
-    _check_target(data, target)
+        raise typer.BadParameter(
+            "with --test-size it leaves under a tenth of the rows to fit.", param_hint="--calibrate"
+        )
     with Terminal(is_json=as_json, is_quiet=quiet, is_debug=debug) as terminal:
+        _check_target(data, target)
         from gpusoftmax.cli import fitting
         from gpusoftmax.cli.request import Request
-        from gpusoftmax.tables import Selection
 
         request = Request(
             data=data,
-            selection=Selection(target, features or (), drop or (), weights),
-            Cs=Cs,
-            n_folds=cv,
+            target=target,
+            features=features or (),
+            drop=drop or (),
+            weights=weights,
             test_size=test_size,
             seed=seed,
+            Cs=Cs,
+            n_folds=cv,
             is_standardized=standardize,
-            estimator={
-                "class_weight": class_weight and class_weight.value,
-                "label_smoothing": label_smoothing,
-                "tol": tol,
-                "max_iter": max_iter,
-                "device": device.value,
-            },
+            class_weight=class_weight.value if class_weight else None,
+            label_smoothing=label_smoothing,
+            tol=tol,
+            max_iter=max_iter,
+            device=device.value,
         )
         fitting.fit(
             terminal,
@@ -181,27 +187,27 @@ def sweep(
 ) -> None:  # fmt: skip
     """Fit every C on every fold in one go, and show which does best."""
     Cs = strengths(C)
-    _check_target(data, target)
     with Terminal(is_json=as_json, is_quiet=quiet, is_debug=debug) as terminal:
+        _check_target(data, target)
         from gpusoftmax.cli import fitting
         from gpusoftmax.cli.request import Request
-        from gpusoftmax.tables import Selection
 
         request = Request(
             data=data,
-            selection=Selection(target, features or (), drop or (), weights),
-            Cs=Cs,
-            n_folds=cv,
+            target=target,
+            features=features or (),
+            drop=drop or (),
+            weights=weights,
             test_size=test_size,
             seed=seed,
+            Cs=Cs,
+            n_folds=cv,
             is_standardized=standardize,
-            estimator={
-                "class_weight": class_weight and class_weight.value,
-                "label_smoothing": label_smoothing,
-                "tol": tol,
-                "max_iter": max_iter,
-                "device": device.value,
-            },
+            class_weight=class_weight.value if class_weight else None,
+            label_smoothing=label_smoothing,
+            tol=tol,
+            max_iter=max_iter,
+            device=device.value,
         )
         fitting.sweep(terminal, request, one_standard_error=one_se, output=output)
 
@@ -254,8 +260,8 @@ def evaluate(
     test_size: Annotated[
         float,
         typer.Option(
-            "--test-size", min=0, max=0.9, metavar="SHARE", help="Judge only by the rows that fit held out of this file, "
-            "at this size and seed.", rich_help_panel=DATA,
+            "--test-size", min=0, max=0.9, metavar="SHARE", help="Judge only by the rows that fit held out of "
+            "this file, at this size and seed.", rich_help_panel=DATA,
         ),
     ] = 0.0,
     seed: Seed = 0,
@@ -266,8 +272,8 @@ def evaluate(
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """Judge a model by the rows of a data file: accuracy, log loss, calibration, every class."""
-    _check_target(data, target)
     with Terminal(is_json=as_json, is_quiet=quiet, is_debug=debug) as terminal:
+        _check_target(data, target)
         from gpusoftmax.cli.judging import evaluate as run
         from gpusoftmax.tables import Selection
 

@@ -1,20 +1,20 @@
-"""`gpusoftmax bench`: a quick look at ours beside scikit-learn on generated data. `python -m bench` in a clone measures."""
+"""`gpusoftmax bench`: a quick look beside scikit-learn on generated data; `python -m bench` in a clone measures."""
 
 import time
-import warnings
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from gpusoftmax.cli.terminal import Terminal
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.kernels import reference
 
 N_REPEATS = 3
+MOST_SECONDS = 2.0  # after which no fit is repeated
 SEED = 0
 
 
@@ -39,7 +39,7 @@ class Case:
         return X, (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
 
 
-CASES = (Case(2000, 64, 10, "float64"), Case(50_000, 32, 5, "float32"), Case(10_000, 256, 20, "float32"))
+CASES = (Case(2000, 64, 10, "float64"), Case(50_000, 32, 5, "float32"))
 
 
 def bench(terminal: Terminal, device: str) -> None:
@@ -47,10 +47,11 @@ def bench(terminal: Terminal, device: str) -> None:
     rows: list[dict[str, Any]] = []
     for case in CASES:
         X, y = case.data()
-        for name, make in LIBRARIES.items():
-            seconds, model = shortest(lambda make=make, X=X, y=y: make(device).fit(X, y))
+        for name, (estimator, threads) in libraries(device).items():
+            with threads:
+                seconds = shortest(estimator, X, y)
             rows.append(
-                {"data": case.name, "library": name, "seconds": seconds, "objective": objective(model, X, y)}
+                {"data": case.name, "library": name, "seconds": seconds, "objective": objective(estimator, X, y)}
             )
     for data in dict.fromkeys(row["data"] for row in rows):
         of_data = [row for row in rows if row["data"] == data]
@@ -60,32 +61,34 @@ def bench(terminal: Terminal, device: str) -> None:
                 "seconds": [f"{row['seconds']:.3f}" for row in of_data],
                 "objective": [f"{row['objective']:.8f}" for row in of_data],
             },
+            left=["library"],
             title=data,
         )
         terminal.say()
     terminal.say(
-        f"C = 1, tol = 1e-4, the shortest of {N_REPEATS} fits after a first one; a lower objective is a better optimum. "
-        "This is a quick look on generated data: `python -m bench` in a clone measures with care, on real data too."
+        f"C = 1, tol = 1e-4, the shortest of at most {N_REPEATS} fits after a first one; a lower objective is a better "
+        "optimum. A quick look at generated data: python -m bench in a clone measures with care, and real data too."
     )
-    terminal.result = {"device": device, "cases": rows}
+    terminal.answer({"device": device, "cases": rows})
 
 
-LIBRARIES: dict[str, Callable] = {
-    "gpusoftmax": lambda device: SoftmaxRegression(device=device),
-    "scikit-learn": lambda device: LogisticRegression(max_iter=1000),
-}
+def libraries(device: str) -> dict[str, tuple[Any, AbstractContextManager]]:
+    """Return estimators, and how many threads of BLAS each has: scikit-learn is often quicker with one."""
+    return {
+        "gpusoftmax": (SoftmaxRegression(device=device), nullcontext()),
+        "scikit-learn": (LogisticRegression(max_iter=1000), nullcontext()),
+        "scikit-learn, 1 thread": (LogisticRegression(max_iter=1000), threadpool_limits(1)),
+    }
 
 
-def shortest(fit: Callable) -> tuple[float, Any]:
-    """Return the shortest time of several runs after a first one, and the last result."""
-    seconds = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the objective tells
-        for _ in range(1 + N_REPEATS):
-            start = time.perf_counter()
-            model = fit()
-            seconds.append(time.perf_counter() - start)
-    return min(seconds[1:]), model
+def shortest(estimator: Any, X: np.ndarray, y: np.ndarray) -> float:
+    """Return the shortest time of several fits after a first one, in seconds."""
+    seconds: list[float] = []
+    while len(seconds) <= N_REPEATS and sum(seconds) < MOST_SECONDS:
+        start = time.perf_counter()
+        estimator.fit(X, y)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:] or seconds)
 
 
 def objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from gpusoftmax.cli.outputs import check_output, written_whole
 from gpusoftmax.cli.request import Request, Split, check_classes
 from gpusoftmax.cli.terminal import Terminal
 from gpusoftmax.estimator import SoftmaxRegression
+from gpusoftmax.exceptions import DataError
 from gpusoftmax.scaling import Scaling
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.sweep_result import SweepResult
@@ -51,11 +52,10 @@ def fit(
     if len(split.calibration):
         model = _calibrated(model, table, y, split.calibration)
     is_converged = model.status_ != Status.ITERATION_LIMIT and model.gradient_norm_ <= model.tol
-    chosen = f", of {len(result.settings)} by {result.n_folds} folds" if result else ""
+    chosen = f" of {len(result.settings)} by {result.n_folds} folds" if result else ""
     temperature = f", temperature {model.temperature_:.4g}" if len(split.calibration) else ""
-    terminal.say(
-        f"C = {C:.4g}{chosen}: the fit {model.status_.sentence} in {model.n_passes_:.0f} passes, {seconds:.2f} s{temperature}"
-    )
+    terminal.say(f"C = {C:.4g}{chosen}{temperature}, {model.n_passes_:.0f} passes, {seconds:.2f} s")
+    terminal.say(f"The fit {model.status_.sentence}")
     is_held_out = len(split.test) > 0
     rows = split.test if is_held_out else split.fitted
     scores = judge(model, table, y, rows)
@@ -63,21 +63,24 @@ def fit(
     if not is_held_out:
         terminal.say("No rows were held out: --test-size 0.2 would tell how well it does on new ones.")
     _write(terminal, model, table, y, rows, result, model_path, report_path)
-    terminal.result = _summary(request, table, split) | {
-        "classes": model.classes_,
-        "C": C,
-        "status": model.status_.name,
-        "converged": is_converged,
-        "objective": model.objective_,
-        "gradient_norm": model.gradient_norm_,
-        "n_iter": int(model.n_iter_[0]),
-        "n_passes": model.n_passes_,
-        "seconds": seconds,
-        "temperature": model.temperature_ if len(split.calibration) else None,
-        "held_out" if is_held_out else "train": scores.as_dict(),
-        "model": model_path,
-        "report": report_path,
-    }
+    terminal.answer(
+        _summary(request, table, split)
+        | {
+            "classes": model.classes_,
+            "C": C,
+            "status": model.status_.name,
+            "converged": is_converged,
+            "objective": model.objective_,
+            "gradient_norm": model.gradient_norm_,
+            "n_iter": int(model.n_iter_[0]),
+            "n_passes": model.n_passes_,
+            "seconds": seconds,
+            "temperature": model.temperature_ if len(split.calibration) else None,
+            "held_out" if is_held_out else "train": scores.as_dict(),
+            "model": model_path,
+            "report": report_path,
+        }
+    )
 
 
 def sweep(terminal: Terminal, request: Request, *, one_standard_error: bool, output: Path | None) -> None:
@@ -90,31 +93,36 @@ def sweep(terminal: Terminal, request: Request, *, one_standard_error: bool, out
     best = result.best_setting()
     strongest = result.best_setting(one_standard_error=True)
     columns: dict[str, list] = {
-        "C": [setting.C for setting in result.settings],
+        "C": [f"{setting.C:.4g}" for setting in result.settings],
         "held-out loss": result.by_fold("held_out_loss").mean(axis=1).tolist(),
         "accuracy": result.by_fold("held_out_accuracy").mean(axis=1).tolist(),
         "training loss": result.by_fold("train_loss").mean(axis=1).tolist(),
         "": [_mark(i, best, strongest) for i in range(len(result.settings))],
     }
-    terminal.say_table(columns)
+    terminal.say_table(columns, left=[""])
     C = result.settings[strongest if one_standard_error else best].C
     n_passes = result.n_passes.sum()
-    terminal.say(f"{len(result)} models, {n_passes:,.0f} passes, {seconds:.2f} s. Fit the best one: gpusoftmax fit --C {C:.6g}")
+    terminal.say(
+        f"{len(result)} models, {n_passes:,.0f} passes, {seconds:.2f} s. Fit the best one: gpusoftmax fit --C {C:.6g}"
+    )
     _warn_of_edge(terminal, result, C)
     problems = _problems(result)
     if output is not None:
-        with written_whole(output) as temporary, open(temporary, "w", newline="") as file:
+        with written_whole(output) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(problems)
             writer.writerows(zip(*problems.values(), strict=True))
         terminal.say(f"Every C and fold: {output}")
-    terminal.result = _summary(request, table, split) | {
-        "best_C": result.settings[best].C,
-        "best_C_within_one_standard_error": result.settings[strongest].C,
-        "seconds": seconds,
-        "problems": [dict(zip(problems, row, strict=True)) for row in zip(*problems.values(), strict=True)],
-        "output": output,
-    }
+    terminal.answer(
+        _summary(request, table, split)
+        | {
+            "best_C": result.settings[best].C,
+            "best_C_within_one_standard_error": result.settings[strongest].C,
+            "seconds": seconds,
+            "problems": [dict(zip(problems, row, strict=True)) for row in zip(*problems.values(), strict=True)],
+            "output": output,
+        }
+    )
 
 
 def _prepare(
@@ -138,8 +146,14 @@ def _prepare(
 def _sweep(terminal: Terminal, request: Request, table: Table, y: np.ndarray, split: Split) -> SweepResult:
     from sklearn.model_selection import StratifiedKFold
 
-    folds = StratifiedKFold(request.n_folds, shuffle=True, random_state=request.seed)
     rows = split.fitted
+    n_most = np.unique(y[rows], return_counts=True)[1].max()
+    if request.n_folds > n_most:
+        raise DataError(
+            f"{table.path} has too few rows for {request.n_folds} folds, at most {n_most} of a class: give more rows "
+            "or a smaller --cv."
+        )
+    folds = StratifiedKFold(request.n_folds, shuffle=True, random_state=request.seed)
     return run_sweep(
         table.X,
         y,
@@ -154,7 +168,9 @@ def _sweep(terminal: Terminal, request: Request, table: Table, y: np.ndarray, sp
 def _warn_of_edge(terminal: Terminal, result: SweepResult, C: float) -> None:
     Cs = result.problems.C
     if np.isfinite(C) and C in (Cs.min(), Cs.max()) and Cs.min() < Cs.max():
-        terminal.warn(f"C = {C:.4g} is the {'smallest' if C == Cs.min() else 'largest'} tried: a wider --C may do better.")
+        terminal.warn(
+            f"C = {C:.4g} is the {'smallest' if Cs.min() == C else 'largest'} tried: a wider --C may do better."
+        )
 
 
 def _calibrated(model: SoftmaxRegression, table: Table, y: np.ndarray, rows: np.ndarray) -> SoftmaxRegression:

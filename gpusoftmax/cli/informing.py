@@ -1,4 +1,4 @@
-"""`gpusoftmax info`: what is installed, what computes, what is missing and how to install it; or what a model file holds."""
+"""`gpusoftmax info`: what is installed, what computes, what is missing; or what a model file holds."""
 
 import os
 import platform
@@ -30,7 +30,6 @@ def info(terminal: Terminal) -> None:
         "blas": attempt(blas),
         "cuda": attempt(cuda),
     }
-    terminal.result = result
     missing = {name: ways for name, ways in OPTIONAL.items() if result["optional"][name] is None}
     terminal.say(f"gpusoftmax {result['gpusoftmax']}, Python {result['python']}, {result['platform']}")
     have = result["packages"] | {name: number for name, number in result["optional"].items() if number}
@@ -39,6 +38,7 @@ def info(terminal: Terminal) -> None:
     terminal.say(f"GPU: {result['cuda']}")
     for name, (purpose, command) in missing.items():
         terminal.say(f"Missing: {name}, for {purpose}: {command}")
+    terminal.answer(result)
 
 
 def inform_of_model(terminal: Terminal, path: Path) -> None:
@@ -47,22 +47,7 @@ def inform_of_model(terminal: Terminal, path: Path) -> None:
 
     model = load_model(path)
     names = getattr(model, "feature_names_in_", None)
-    terminal.result = {
-        "model": path,
-        "classes": model.classes_,
-        "n_features": model.n_features_in_,
-        "features": names,
-        "dtype": str(model.coef_.dtype),
-        "parameters": model.get_params(),
-        "status": model.status_.name,
-        "objective": model.objective_,
-        "gradient_norm": model.gradient_norm_,
-        "n_iter": int(model.n_iter_[0]),
-        "n_passes": model.n_passes_,
-    }
-    changed = {
-        name: value for name, value in model.get_params().items() if value != type(model)().get_params()[name]
-    }
+    changed = {name: value for name, value in model.get_params().items() if value != type(model)().get_params()[name]}
     terminal.say(f"{path}: {len(model.classes_):,} classes, {model.n_features_in_:,} features, {model.coef_.dtype}")
     terminal.say(f"Classes: {_some(model.classes_)}")
     terminal.say(f"Features: {'without names' if names is None else _some(names)}")
@@ -70,6 +55,21 @@ def inform_of_model(terminal: Terminal, path: Path) -> None:
     terminal.say(
         f"The fit {model.status_.sentence}: objective {model.objective_:.6g}, largest gradient "
         f"{model.gradient_norm_:.1e}, {model.n_passes_:.0f} passes"
+    )
+    terminal.answer(
+        {
+            "model": path,
+            "classes": model.classes_,
+            "n_features": model.n_features_in_,
+            "features": names,
+            "dtype": str(model.coef_.dtype),
+            "parameters": model.get_params(),
+            "status": model.status_.name,
+            "objective": model.objective_,
+            "gradient_norm": model.gradient_norm_,
+            "n_iter": int(model.n_iter_[0]),
+            "n_passes": model.n_passes_,
+        }
     )
 
 
@@ -87,6 +87,7 @@ def installed(name: str) -> str | None:
 
 
 def cupy_version() -> str | None:
+    """Return the version of CuPy, whose distribution is named after the CUDA that it is built for."""
     return next((number for number in map(installed, CUPY) if number), None)
 
 
@@ -104,9 +105,10 @@ def blas() -> str:
     from threadpoolctl import threadpool_info
 
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-    return "; ".join(
-        f"{pool['internal_api']} {pool['version']} with {pool['num_threads']} threads" for pool in pools
-    ) or "no BLAS that threadpoolctl knows"
+    return (
+        "; ".join(f"{pool['internal_api']} {pool['version']} with {pool['num_threads']} threads" for pool in pools)
+        or "no BLAS that threadpoolctl knows"
+    )
 
 
 def cuda() -> str:

@@ -56,8 +56,8 @@ def say_scores(terminal: Terminal, scores: Scores, what: str, *, with_classes: b
     """Show figures, and those of each class where asked for."""
     of = scores.evaluation
     terminal.say(
-        f"{scores.n_rows:,} {what}: accuracy {of.accuracy:.4f}, log loss {of.log_loss:.4f} (chance {of.chance_log_loss:.4f}), "
-        f"calibration error {of.expected_calibration_error:.4f}"
+        f"{scores.n_rows:,} {what}: accuracy {of.accuracy:.4f}, log loss {of.log_loss:.4f} (chance "
+        f"{of.chance_log_loss:.4f}), calibration error {of.expected_calibration_error:.4f}"
     )
     if not with_classes:
         return
@@ -71,7 +71,8 @@ def say_scores(terminal: Terminal, scores: Scores, what: str, *, with_classes: b
             ],
             "precision": of.precision[:n_shown].tolist(),
             "recall": of.recall[:n_shown].tolist(),
-        }
+        },
+        left=["class"],
     )
     if n_shown < len(of.classes):
         terminal.say(f"… and {len(of.classes) - n_shown:,} more classes: --json lists all.")
@@ -95,7 +96,7 @@ def evaluate(
     model = load_model(model_path).set_params(device=device)
     table = read_for(model, data, selection)
     if table.y is None:
-        raise DataError(f"{data} holds no labels to judge by: give their array's name with --target.")
+        raise DataError(f"{data} holds no labels that are known as such: name their array with --target.")
     y = as_labels_of(model, table.y)
     split = Split.draw(y, test_size, 0.0, seed, data)
     rows = split.test if test_size else split.fitted
@@ -104,11 +105,16 @@ def evaluate(
     if report_path is not None:
         write_report(model, table, y, rows, report_path)
         terminal.say(f"Report: {report_path}")
-    terminal.result = {"data": data, "model": model_path, **scores.as_dict(), "report": report_path}
+    terminal.answer({"data": data, "model": model_path, **scores.as_dict(), "report": report_path})
 
 
 def write_report(
-    model: SoftmaxRegression, table: Table, y: np.ndarray, rows: np.ndarray, path: Path, result: SweepResult | None = None
+    model: SoftmaxRegression,
+    table: Table,
+    y: np.ndarray,
+    rows: np.ndarray,
+    path: Path,
+    result: SweepResult | None = None,
 ) -> None:
     """Write a page on a model and on how well it does on some rows."""
     from gpusoftmax.report import write_report as write

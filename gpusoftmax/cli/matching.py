@@ -26,8 +26,8 @@ def read_for(model: SoftmaxRegression, path: Path, selection: Selection) -> Tabl
     if n_features != model.n_features_in_:
         given = f" ({', '.join(table.feature_names[:12])})" if table.feature_names else ""
         raise DataError(
-            f"{path} has {n_features} features{given} and the model {model.n_features_in_}: leave out columns that are none "
-            "with --drop or --target, or take the model that was fitted to such data."
+            f"{path} has {n_features} features{given} and the model {model.n_features_in_}: leave out columns that "
+            "are none with --drop or --target, or take the model that was fitted to such data."
         )
     return table
 

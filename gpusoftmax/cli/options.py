@@ -50,7 +50,8 @@ def strengths(text: str) -> list[float]:
 
 DATA, MODEL, OUTPUT = "Data", "Model", "Output"
 Data = Annotated[
-    Path, typer.Argument(metavar="DATA", help="CSV, Parquet, Arrow, Feather, .npy, .npz or svmlight.", show_default=False)
+    Path,
+    typer.Argument(metavar="DATA", help="CSV, Parquet, Arrow, Feather, .npy, .npz or svmlight.", show_default=False),
 ]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model that fit saved.", show_default=False)]
 Target = Annotated[
@@ -63,8 +64,8 @@ Target = Annotated[
 Features = Annotated[
     list[str] | None,
     typer.Option(
-        "--features", "-f", metavar="NAMES", help="Columns to learn from, such as 'age,pixel*'. Default: all of numbers.",
-        show_default=False, rich_help_panel=DATA,
+        "--features", "-f", metavar="NAMES", help="Columns to learn from, such as 'age,pixel*'.",
+        show_default="all of numbers", rich_help_panel=DATA,
     ),
 ]  # fmt: skip
 Drop = Annotated[

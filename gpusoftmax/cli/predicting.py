@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from sklearn.utils import gen_batches
@@ -37,20 +37,21 @@ def predict(
     model = load_model(model_path).set_params(device=device)
     table = read_for(model, data, selection)
     predictions = Predictions(model, table, has_probabilities)
-    terminal.result = {"data": data, "model": model_path, "n_rows": len(table.X), "output": output}
+    result: dict[str, Any] = {"data": data, "model": model_path, "n_rows": len(table.X), "output": output}
     if output is not None:
         with written_whole(output) as temporary:
             WRITERS[output.suffix.lower()](predictions, temporary)
         terminal.say(f"{len(table.X):,} predictions: {output}")
     elif terminal.is_json:
         blocks = list(predictions.blocks())
-        terminal.result["classes"] = model.classes_
-        terminal.result["predictions"] = np.concatenate([labels for labels, _ in blocks])
+        result["classes"] = model.classes_
+        result["predictions"] = np.concatenate([labels for labels, _ in blocks])
         if has_probabilities:
-            terminal.result["probabilities"] = np.concatenate([probabilities for _, probabilities in blocks])
+            result["probabilities"] = np.concatenate([probabilities for _, probabilities in blocks])
     else:
         write_text(predictions, sys.stdout, ",")
         sys.stdout.flush()
+    terminal.answer(result)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Predictions:
 
 
 def write_text(predictions: Predictions, file: TextIO, delimiter: str) -> None:
+    """Write a line of names and a line for each row."""
     writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
     writer.writerow(predictions.names)
     for labels, probabilities in predictions.blocks():
@@ -84,7 +86,7 @@ def write_text(predictions: Predictions, file: TextIO, delimiter: str) -> None:
 
 
 def _write_csv(predictions: Predictions, path: Path, delimiter: str = ",") -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         write_text(predictions, file, delimiter)
 
 
@@ -94,7 +96,7 @@ def _write_tsv(predictions: Predictions, path: Path) -> None:
 
 def _write_npy(predictions: Predictions, path: Path) -> None:
     """Write labels alone, or probabilities alone: an array has one dtype."""
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         for i, (labels, probabilities) in enumerate(predictions.blocks()):
             block = probabilities if predictions.has_probabilities else labels
             if i == 0:

@@ -1,6 +1,6 @@
 """What the commands that fit are asked for, and which rows are fitted and which are held out."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,16 +13,33 @@ from gpusoftmax.tables import Selection, Table
 
 @dataclass(frozen=True)
 class Request:
-    """Options of `fit` and `sweep`, as they were given; `estimator` holds parameters of both."""
+    """Options of `fit` and `sweep`, as they were given."""
 
     data: Path
-    selection: Selection
-    Cs: list[float]
-    n_folds: int | None
+    target: str | None
+    features: Sequence[str]
+    drop: Sequence[str]
+    weights: str | None
     test_size: float
     seed: int
+    Cs: Sequence[float]
+    n_folds: int | None  # None: C is not chosen
     is_standardized: bool
-    estimator: Mapping[str, Any]
+    class_weight: str | None
+    label_smoothing: float
+    tol: float
+    max_iter: int
+    device: str
+
+    @property
+    def selection(self) -> Selection:
+        """Which columns are what."""
+        return Selection(self.target, self.features, self.drop, self.weights)
+
+    @property
+    def estimator(self) -> dict[str, Any]:
+        """Parameters that a fit and a sweep share."""
+        return {name: getattr(self, name) for name in ("class_weight", "label_smoothing", "tol", "max_iter", "device")}
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class Split:
         return cls(rows, calibration, test)
 
     def training_weights(self, weights: np.ndarray | None) -> np.ndarray | None:
-        """Return weights of all rows, 0 for those held out, or None for ones: nothing of X is copied to leave rows out."""
+        """Return weights of all rows, 0 for those held out, or None for ones: X is not copied to leave rows out."""
         if weights is None and len(self.calibration) == len(self.test) == 0:
             return None
         n_rows = len(self.fitted) + len(self.calibration) + len(self.test)
@@ -67,13 +84,13 @@ def _draw(y: np.ndarray, rows: np.ndarray, share: float, seed: int, path: Path) 
     n_drawn = int(np.ceil(share * len(rows)))
     if counts.min() < 2:
         raise DataError(
-            f"{path} has one row of the class {classes[counts.argmin()].item()!r} to fit and none to hold out: every class "
-            "needs two. Leave rare classes out, or hold nothing out (--test-size 0)."
+            f"{path} has one row of the class {classes[counts.argmin()].item()!r} to fit and none to hold out: every "
+            "class needs two. Leave rare classes out, or hold nothing out (--test-size 0)."
         )
     if min(n_drawn, len(rows) - n_drawn) < len(classes):
         raise DataError(
-            f"{path} has too few rows to hold out {n_drawn} of {len(rows)} with all {len(classes)} classes on both sides: "
-            "give more rows or another --test-size."
+            f"{path} has too few rows to hold out {n_drawn} of {len(rows)} with all {len(classes)} classes on both "
+            "sides: give more rows or another --test-size."
         )
     kept, drawn = train_test_split(rows, test_size=n_drawn, random_state=seed, stratify=y[rows])
     return np.sort(kept), np.sort(drawn)
@@ -85,16 +102,17 @@ def check_classes(table: Table) -> np.ndarray:
     Raises
     ------
     DataError
-        There are fewer than two classes, or about as many as rows.
+        There are none, fewer than two classes, or about as many as rows.
     """
     y = table.y
-    assert y is not None
+    if y is None:
+        raise DataError(f"{table.path} holds no labels that are known as such: name their array with --target.")
     n_classes = len(np.unique(y))
     if n_classes < 2:
         raise DataError(f"{table.path} holds one class only, {y[0].item()!r}: a classifier needs rows of at least two.")
     if n_classes > max(10, len(y) // 2):
         raise DataError(
-            f"{table.path} holds {n_classes:,} different labels in {len(y):,} rows: each class needs several rows. Is the "
-            "target the right column?"
+            f"{table.path} holds {n_classes:,} different labels in {len(y):,} rows: each class needs several rows. Is "
+            "the target the right column?"
         )
     return y

@@ -1,18 +1,20 @@
-"""What a command says, and where: people's text on standard error, one JSON object or predictions on standard output."""
+"""What a command says, and where: people's text on standard error, JSON or predictions on standard output."""
 
+import contextlib
 import errno
 import json
 import math
+import os
+import shutil
 import sys
+import textwrap
 import warnings
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import typer
 
-OURS = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeError)  # whose messages are written for people
 ERROR, INTERRUPTED = 1, 130
 
 
@@ -22,7 +24,7 @@ class Terminal:
     Parameters
     ----------
     is_json : bool
-        Write `result`, or the error, as one JSON object to standard output.
+        Write the answer, or the error, as one JSON object to standard output.
     is_quiet : bool
         Leave out text for people, but for warnings and errors.
     is_debug : bool
@@ -33,45 +35,49 @@ class Terminal:
         self.is_json = is_json
         self.is_quiet = is_quiet
         self.is_debug = is_debug
-        self.result: dict[str, Any] | None = None
-
-    @cached_property
-    def console(self) -> Any:
-        from rich.console import Console
-
-        return Console(stderr=True, highlight=False, markup=False)
 
     @property
     def shows_progress(self) -> bool:
         return not self.is_quiet and sys.stderr.isatty()
 
-    def say(self, text: Any = "") -> None:
-        """Show text, or something that rich can draw, unless quiet."""
+    def say(self, text: str = "") -> None:
+        """Show text, unless quiet."""
         if not self.is_quiet:
             self._show(text)
 
-    def say_table(self, columns: Mapping[str, list], *, title: str | None = None) -> None:
-        """Show columns side by side, numbers to the right, unless quiet."""
+    def say_table(self, columns: Mapping[str, list], *, left: Sequence[str] = (), title: str | None = None) -> None:
+        """Show columns side by side, some of them to the left, unless quiet."""
+        if self.is_quiet:
+            return
+        from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name, cells in columns.items():
-            is_text = any(isinstance(cell, str) for cell in cells)
-            table.add_column(name, justify="left" if is_text else "right", overflow="fold")
+        for name in columns:
+            table.add_column(name, justify="left" if name in left else "right", overflow="fold")
         for row in zip(*columns.values(), strict=True):
-            table.add_row(*map(shown, row))
-        self.say(table)
+            table.add_row(*(Text(shown(cell)) for cell in row))
+        Console(stderr=True).print(table)
+
+    def answer(self, result: Mapping[str, Any]) -> None:
+        """Write what a command found out as JSON, where that is asked for."""
+        if self.is_json:
+            write_json(result)
 
     def warn(self, text: str) -> None:
         self._show(f"Warning: {' '.join(text.split())}")
 
-    def _show(self, text: Any) -> None:
-        # What is read by programs, or kept in a file, is not broken into lines as for a window.
-        self.console.print(text, soft_wrap=isinstance(text, str) and not self.console.is_terminal)
+    def _show(self, text: str) -> None:
+        if sys.stderr.isatty():  # what is read by programs, or kept in a file, is not broken into lines
+            text = textwrap.fill(text, max(20, shutil.get_terminal_size().columns - 1))
+        sys.stderr.write(f"{text}\n")
 
     def __enter__(self) -> Self:
         self._catcher = warnings.catch_warnings()
         self._catcher.__enter__()
+        warnings.simplefilter("ignore")  # what is meant for programmers
+        warnings.simplefilter("always", UserWarning)
         # Names are matched by the command line itself, which gives models arrays.
         warnings.filterwarnings("ignore", "X does not have valid feature names", UserWarning)
         warnings.showwarning = lambda message, *_, **__: self.warn(str(message))
@@ -81,38 +87,39 @@ class Terminal:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._catcher.__exit__(kind, error, traceback)
-        if error is None:
-            if self.is_json and self.result is not None:
-                write_json(self.result)
-            return
         if isinstance(error, KeyboardInterrupt):
             self._show("Interrupted: nothing more was written.")
             raise typer.Exit(INTERRUPTED) from None
-        if self.is_debug or isinstance(error, BrokenPipeError) or not isinstance(error, Exception) or is_usage(error):
-            return  # typer has answers to a reader that has gone, and to its own exceptions
+        if self.is_debug or not isinstance(error, Exception) or is_typers(error):
+            return
         text = in_words(error)
         self._show(f"Error: {text}")
-        if self.is_json:
+        if isinstance(error, OSError) and error.filename is None:  # standard output cannot be written to
+            with contextlib.suppress(OSError):  # what it still holds must not fail again at the interpreter's end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        elif self.is_json:
             write_json({"error": text})
         raise typer.Exit(ERROR) from None
 
 
-def is_usage(error: BaseException) -> bool:
-    """Whether it is typer's own: a wrong option, with exit code 2, or an end that was asked for."""
-    return isinstance(error, typer.Exit | typer.Abort | typer.BadParameter)
+def is_typers(error: Exception) -> bool:
+    """Whether typer has an answer to it: wrong usage, an end that was asked for, a reader that has gone."""
+    return isinstance(error, typer.BadParameter | typer.Exit | typer.Abort | BrokenPipeError)
 
 
 def in_words(error: Exception) -> str:
     """Return what went wrong and what to do, in one line."""
+    from gpusoftmax.exceptions import DeviceError
+
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
-        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        what = f"{error.filename or 'Standard output'}: {error.strerror}"
         return f"{what}{ADVICE.get(error.errno or 0, '.')}"
     if isinstance(error, MemoryError):
         return f"There is too little memory ({message or 'no more is known'}): take fewer rows or features."
-    if isinstance(error, OURS):
-        return message
-    return f"{type(error).__name__}: {message}. This should not happen: run it again with --debug, and report what it says."
+    if isinstance(error, ValueError | TypeError | ImportError | OSError | DeviceError):
+        return message  # written for people
+    return f"{type(error).__name__}: {message}. This should not happen: run it with --debug, and report what it says."
 
 
 ADVICE = {
@@ -129,7 +136,7 @@ ADVICE = {
 def shown(value: Any) -> str:
     """Return a value as a table shows it."""
     if isinstance(value, float):
-        return "–" if math.isnan(value) else f"{value:.4g}"
+        return "–" if math.isnan(value) else f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
