@@ -9,7 +9,7 @@ import csv
 import gzip
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ class Column:
 
 def read_columns(path: Path, suffix: str) -> dict[str, Column]:
     """Return the columns of a file by name, in its order.
+
+    A column of vectors of one length, such as embeddings, is as many columns: ``name[0]``, ``name[1]``, …
 
     Parameters
     ----------
@@ -90,10 +92,38 @@ def _read_csv(path: Path) -> dict[str, Column]:
 
 def _of_arrow(table, path: Path, *, dates_are_text: bool = False) -> dict[str, Column]:
     _check_names(table.column_names, table.num_rows, path)
-    return {
-        name: Column(_arrow_kind(column.type, dates_are_text), partial(_arrow_values, column))
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
+    columns: dict[str, Column] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        width = _vector_width(column)
+        if width is None:
+            columns[name] = Column(_arrow_kind(column.type, dates_are_text), partial(_arrow_values, column))
+        else:
+            vectors = cache(partial(_arrow_vectors, column, width))
+            columns |= {f"{name}[{i}]": Column(NUMBER, partial(_component, vectors, i)) for i in range(width)}
+    return columns
+
+
+def _vector_width(column) -> int | None:
+    """Return how many numbers each row of a column of lists holds, as embeddings do; None if that is no one number."""
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    dtype = column.type
+    is_list = types.is_list(dtype) or types.is_large_list(dtype) or types.is_fixed_size_list(dtype)
+    if not is_list or not (types.is_floating(dtype.value_type) or types.is_integer(dtype.value_type)):
+        return None
+    widths = pc.unique(pc.list_value_length(column)).to_pylist()
+    return widths[0] if len(widths) == 1 else None
+
+
+def _arrow_vectors(column, width: int) -> np.ndarray:
+    import pyarrow.compute as pc
+
+    return pc.list_flatten(column).to_numpy().reshape(-1, width)
+
+
+def _component(vectors: Callable[[], np.ndarray], i: int) -> np.ndarray:
+    return vectors()[:, i]
 
 
 def _arrow_kind(dtype, dates_are_text: bool) -> str:

@@ -96,7 +96,7 @@ def table():
             "text": pa.array(["a", None, "c"], pa.large_string()),
             "category": pa.array(["a", "b", None]).dictionary_encode(),
             "day": pa.array([1, 2, 3], pa.date32()),
-            "list": pa.array([[1], [2], [3]]),
+            "list": pa.array([["a"], ["b"], []]),
         }
     )
 
@@ -122,6 +122,28 @@ def test_columns_of_arrow_and_parquet(tmp_path, table, suffix):
         "category": ["a", "b", None],
     }.items():
         assert_array_equal(columns[name].load(), np.array(expected, columns[name].load().dtype))
+
+
+@pytest.mark.parametrize("dtype", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2), pa.large_list(pa.int16())])
+def test_vectors_of_one_length_are_columns(tmp_path, dtype):
+    from pyarrow import parquet
+
+    vectors = [[1, 2], [3, 4], [5, 6]]
+    parquet.write_table(
+        pa.table({"a": [1, 2, 3], "e": pa.array(vectors, dtype), "b": [1, 2, 3]}), tmp_path / "t.parquet"
+    )
+    columns = read_columns(tmp_path / "t.parquet", ".parquet")
+    assert list(columns) == ["a", "e[0]", "e[1]", "b"]
+    assert columns["e[1]"].kind == NUMBER
+    assert_array_equal(np.column_stack([columns["e[0]"].load(), columns["e[1]"].load()]), vectors)
+
+
+@pytest.mark.parametrize("vectors", [[[1, 2], [3]], [[1, 2], None], [["a"], ["b"]]])
+def test_other_lists_are_no_numbers(tmp_path, vectors):
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"e": vectors}), tmp_path / "t.parquet")
+    assert read_columns(tmp_path / "t.parquet", ".parquet")["e"].kind.startswith("list")
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])

@@ -43,7 +43,7 @@ def fit(
     else:
         C = request.Cs[0]
     model = SoftmaxRegression(C=C, verbose=terminal.shows_progress, **request.estimator)
-    model.fit(X, y, sample_weight=split.training_weights(table.weights))
+    model.fit(X, y, sample_weight=split.training_weights(table.weights)).set_params(verbose=0)
     seconds = time.perf_counter() - start
     if table.feature_names is not None:
         model.feature_names_in_ = np.array(table.feature_names, object)
@@ -52,10 +52,10 @@ def fit(
     if len(split.calibration):
         model = _calibrated(model, table, y, split.calibration)
     is_converged = model.status_ != Status.ITERATION_LIMIT and model.gradient_norm_ <= model.tol
-    chosen = f" of {len(result.settings)} by {result.n_folds} folds" if result else ""
-    temperature = f", temperature {model.temperature_:.4g}" if len(split.calibration) else ""
-    terminal.say(f"C = {C:.4g}{chosen}{temperature}, {model.n_passes_:.0f} passes, {seconds:.2f} s")
-    terminal.say(f"The fit {model.status_.sentence}")
+    chosen = f", chosen of {len(result.settings)} by {result.n_folds} folds" if result else ""
+    temperature = f"temperature {model.temperature_:.4g}; " if len(split.calibration) else ""
+    terminal.say(f"C = {C:.4g}{chosen}; {temperature}{model.n_passes_:.0f} passes, {seconds:.2f} s.")
+    terminal.say(f"The fit {model.status_.sentence}.")
     is_held_out = len(split.test) > 0
     rows = split.test if is_held_out else split.fitted
     scores = judge(model, table, y, rows)
@@ -102,9 +102,7 @@ def sweep(terminal: Terminal, request: Request, *, one_standard_error: bool, out
     terminal.say_table(columns, left=[""])
     C = result.settings[strongest if one_standard_error else best].C
     n_passes = result.n_passes.sum()
-    terminal.say(
-        f"{len(result)} models, {n_passes:,.0f} passes, {seconds:.2f} s. Fit the best one: gpusoftmax fit --C {C:.6g}"
-    )
+    terminal.say(f"{len(result)} models, {n_passes:,.0f} passes, {seconds:.2f} s. The best: gpusoftmax fit --C {C:.6g}")
     _warn_of_edge(terminal, result, C)
     problems = _problems(result)
     if output is not None:

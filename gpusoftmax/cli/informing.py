@@ -54,7 +54,7 @@ def inform_of_model(terminal: Terminal, path: Path) -> None:
     terminal.say(f"Parameters: {', '.join(f'{name}={value!r}' for name, value in changed.items()) or 'the defaults'}")
     terminal.say(
         f"The fit {model.status_.sentence}: objective {model.objective_:.6g}, largest gradient "
-        f"{model.gradient_norm_:.1e}, {model.n_passes_:.0f} passes"
+        f"{model.gradient_norm_:.1e}, {model.n_passes_:.0f} passes."
     )
     terminal.answer(
         {

@@ -57,8 +57,9 @@ def say_scores(terminal: Terminal, scores: Scores, what: str, *, with_classes: b
     of = scores.evaluation
     terminal.say(
         f"{scores.n_rows:,} {what}: accuracy {of.accuracy:.4f}, log loss {of.log_loss:.4f} (chance "
-        f"{of.chance_log_loss:.4f}), calibration error {of.expected_calibration_error:.4f}"
+        f"{of.chance_log_loss:.4f})."
     )
+    terminal.say(f"Calibration error {of.expected_calibration_error:.4f}.")
     if not with_classes:
         return
     n_shown = min(len(of.classes), N_CLASSES_SHOWN)

@@ -70,7 +70,9 @@ class Terminal:
 
     def _show(self, text: str) -> None:
         if sys.stderr.isatty():  # what is read by programs, or kept in a file, is not broken into lines
-            text = textwrap.fill(text, max(20, shutil.get_terminal_size().columns - 1))
+            text = textwrap.fill(
+                text, max(20, shutil.get_terminal_size().columns - 1), break_long_words=False, break_on_hyphens=False
+            )
         sys.stderr.write(f"{text}\n")
 
     def __enter__(self) -> Self:
