@@ -282,13 +282,18 @@ def _from_npy(path: Path, selection: Selection) -> Table:
         np.array(array[:, value]) if isinstance(value, int) else value
         for value in (taken.get("target"), taken.get("weights"))
     )
-    where = f"Column {selection.target} of {path}" if isinstance(taken.get("target"), int) else str(selection.target)
+    if isinstance(taken.get("target"), int):
+        y = _whole(_check_labels(y, f"Column {selection.target} of {path}"))
+    elif y is not None:
+        y = _check_labels(y, str(selection.target))
     return Table(
-        path,
-        X,
-        y=None if y is None else _check_labels(y, where),
-        weights=None if weights is None else _check_weights(weights, f"{selection.weights} (the weights)"),
+        path, X, y=y, weights=None if weights is None else _check_weights(weights, f"{selection.weights} (the weights)")
     )
+
+
+def _whole(labels: np.ndarray) -> np.ndarray:
+    """Return whole numbers as integers: features beside them made floats of them."""
+    return labels.astype(np.int64) if labels.dtype.kind == "f" and (np.abs(labels) < 2**53).all() else labels
 
 
 def _column_number(path: Path, text: str, n_columns: int) -> int | None:
@@ -374,8 +379,8 @@ def _from_svmlight(path: Path, n_features: int | None) -> Table:
             f"{path} would take {n_bytes / 1e9:,.1f} GB as a dense array of shape {sparse.shape}, and sparse X is not "
             "supported yet: keep fewer features, or reduce them (sklearn.decomposition.TruncatedSVD)."
         )
-    y = _check_labels(y, f"The first column of {path}")
-    return Table(path, sparse.toarray(), y=y.astype(np.int64))
+    y = _whole(_check_labels(y, f"The first column of {path}"))
+    return Table(path, sparse.toarray(), y=y)
 
 
 def memory_limit() -> int:
