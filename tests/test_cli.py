@@ -168,7 +168,7 @@ def test_fit_from_an_array(folder):
     assert said["n_features"] == 4
     assert run("predict", "m.safetensors", "iris.npy", "--drop", "-1", "-q").stdout.splitlines()[:2] == [
         "prediction",
-        "0.0",
+        "0",
     ]
 
 

@@ -281,13 +281,15 @@ def test_wrong_usage_has_its_own_code(here, what):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_files_and_folders_without_rights(here):
     csv(iris())
     Path("bad.csv").chmod(0)
+    if os.access("bad.csv", os.R_OK):
+        pytest.skip("nothing is forbidden to this user")
     assert "bad.csv: Permission denied: choose a file that you may read" in invoke(BAD_FIT).stderr
     here.chmod(0o500)
     assert "Not allowed to write here" in invoke([*GOOD_FIT, "-o", "m.safetensors"]).stderr
+    here.chmod(0o700)
 
 
 @pytest.mark.parametrize(
@@ -316,18 +318,11 @@ def test_no_space_left(here, monkeypatch, command):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_no_space_left_behind_standard_output(here):
-    for options in ([], ["--json"]):
-        with Path("/dev/full").open("w") as full:
-            done = subprocess.run(
-                [sys.executable, "-m", "gpusoftmax", "predict", "iris.safetensors", "iris.csv", *options],
-                stdout=full,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-                env=ENVIRONMENT,
-            )
-        assert done.returncode == 1
-        assert done.stderr == "Error: Standard output: No space left on device: free some, or choose another disk.\n"
+    command = [sys.executable, "-m", "gpusoftmax", "predict", "iris.safetensors", "iris.csv", "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert done.stderr == "Error: Standard output: No space left on device: free some, or choose another disk.\n"
 
 
 def test_a_bug_is_called_one_and_debug_shows_where(here, monkeypatch):
