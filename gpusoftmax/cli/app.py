@@ -293,7 +293,8 @@ def evaluate(
 @app.command()
 def info(
     model: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="Show what a saved model is.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="[MODEL]", help="Show what a saved model is.", show_default=False, readable=False),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,

@@ -51,9 +51,14 @@ def strengths(text: str) -> list[float]:
 DATA, MODEL, OUTPUT = "Data", "Model", "Output"
 Data = Annotated[
     Path,
-    typer.Argument(metavar="DATA", help="CSV, Parquet, Arrow, Feather, .npy, .npz or svmlight.", show_default=False),
+    typer.Argument(
+        metavar="DATA", help="CSV, Parquet, Arrow, Feather, .npy, .npz or svmlight.", show_default=False,
+        readable=False,  # no check of typer's, whose message would be another
+    ),
+]  # fmt: skip
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model that fit saved.", show_default=False, readable=False)
 ]
-ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model that fit saved.", show_default=False)]
 Target = Annotated[
     str | None,
     typer.Option(
