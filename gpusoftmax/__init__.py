@@ -7,11 +7,17 @@ if TYPE_CHECKING:  # type checkers and editors read these; at run time `__getatt
     from gpusoftmax.cross_validation import SoftmaxRegressionCV as SoftmaxRegressionCV
     from gpusoftmax.estimator import SoftmaxRegression as SoftmaxRegression
     from gpusoftmax.exceptions import ConvergenceWarning as ConvergenceWarning
+    from gpusoftmax.exceptions import ModelFileError as ModelFileError
     from gpusoftmax.exceptions import NonFiniteError as NonFiniteError
     from gpusoftmax.exceptions import WorkspaceError as WorkspaceError
+    from gpusoftmax.exports import to_onnx as to_onnx
+    from gpusoftmax.exports import to_sklearn as to_sklearn
+    from gpusoftmax.exports import to_torch as to_torch
     from gpusoftmax.functional import loss_and_gradient as loss_and_gradient
     from gpusoftmax.many import ManyFits as ManyFits
     from gpusoftmax.many import fit_many as fit_many
+    from gpusoftmax.persistence import load_model as load_model
+    from gpusoftmax.persistence import save_model as save_model
     from gpusoftmax.solvers.base import Status as Status
     from gpusoftmax.sweep_result import SweepResult as SweepResult
     from gpusoftmax.sweeps import sweep as sweep
@@ -19,6 +25,7 @@ if TYPE_CHECKING:  # type checkers and editors read these; at run time `__getatt
 _HOMES = {  # public name: the module that holds it
     "ConvergenceWarning": "exceptions",
     "ManyFits": "many",
+    "ModelFileError": "exceptions",
     "NonFiniteError": "exceptions",
     "SoftmaxRegression": "estimator",
     "SoftmaxRegressionCV": "cross_validation",
@@ -26,8 +33,13 @@ _HOMES = {  # public name: the module that holds it
     "SweepResult": "sweep_result",
     "WorkspaceError": "exceptions",
     "fit_many": "many",
+    "load_model": "persistence",
     "loss_and_gradient": "functional",
+    "save_model": "persistence",
     "sweep": "sweeps",
+    "to_onnx": "exports",
+    "to_sklearn": "exports",
+    "to_torch": "exports",
 }
 
 __all__ = list(_HOMES)

@@ -2,7 +2,7 @@
 
 from sklearn.exceptions import ConvergenceWarning
 
-__all__ = ["ConvergenceWarning", "DataError", "DeviceError", "NonFiniteError", "WorkspaceError"]
+__all__ = ["ConvergenceWarning", "DataError", "DeviceError", "ModelFileError", "NonFiniteError", "WorkspaceError"]
 
 LOGITS_LEFT = "Logits left the range of {}: rescale the features as they were in fit, or give X as float64."
 
@@ -21,3 +21,7 @@ class DeviceError(RuntimeError):
 
 class DataError(ValueError):
     """A data file cannot be used as it is; the message says which part of it and what to do."""
+
+
+class ModelFileError(ValueError):
+    """A model file cannot be trusted, or a model cannot be written to one; the message says which file and why."""

@@ -52,6 +52,10 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "sweep_result",
     "sweeps",
     "cross_validation",
+    "atomic_file",
+    "model_file",
+    "persistence",
+    "exports",
     "plots",
     "scaling",
     "columns",
@@ -79,6 +83,7 @@ INDEPENDENT = {  # rooms that import only errors and `arrays`: they receive what
     "independent_metric": "mathematics",
     "kernels.reference": "the specification",
     "kernels.launches": "arithmetic",
+    "columns": "data in files",
 }
 
 

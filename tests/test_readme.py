@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
+GUIDE = README.with_name("docs") / "guide.md"
 PROBES = README.with_name("docs") / "linear-probe.md"
 
 
@@ -34,6 +35,13 @@ def test_every_python_block_of_the_guide_to_linear_probes_runs(tmp_path, monkeyp
         run_blocks(PROBES.read_text(), str(PROBES))
         plt.close("all")
     assert (tmp_path / "path.svg").exists()
+
+
+def test_every_python_block_of_the_guide_runs(tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    monkeypatch.chdir(tmp_path)
+    run_blocks(GUIDE.read_text(), str(GUIDE))
+    assert {path.name for path in tmp_path.iterdir()} == {"spam.safetensors", "spam.onnx"}
 
 
 def test_blocks_share_what_they_define():
