@@ -261,34 +261,40 @@ def _from_npy(path: Path, selection: Selection) -> Table:
     array = _load_npy(path, "r")
     if array.ndim != 2:
         raise DataError(f"{path} holds an array of shape {array.shape}: features must be of shape (rows, features).")
-    taken = {}
-    for role, given in (("target", selection.target), ("weights", selection.weights)):
-        if given is not None:
-            column = _column_number(path, given, array.shape[1])
-            taken[role] = _load_vector(given, len(array), role) if column is None else column
-    out = {value for value in taken.values() if isinstance(value, int)}
-    for given in selection.drop:
-        for part in given.split(","):
-            column = _column_number(path, part, array.shape[1])
-            if column is None:
-                raise DataError(f"{path} has no column names: give --drop the number of a column, got {part!r}.")
-            out.add(column)
+    y, of_y = _beside(path, array, selection.target, "target")
+    weights, of_weights = _beside(path, array, selection.weights, "weights")
+    out = {of_y, of_weights, *_dropped(path, array, selection.drop)}
     kept = [i for i in range(array.shape[1]) if i not in out]
     if not kept:
         raise DataError(f"{path} has no column left to be a feature: its array has shape {array.shape}.")
     is_slice = all(after == before + 1 for before, after in pairwise(kept))
     X = array[:, kept[0] : kept[-1] + 1] if is_slice else array[:, kept]
-    y, weights = (
-        np.array(array[:, value]) if isinstance(value, int) else value
-        for value in (taken.get("target"), taken.get("weights"))
-    )
-    if isinstance(taken.get("target"), int):
-        y = _whole(_check_labels(y, f"Column {selection.target} of {path}"))
-    elif y is not None:
-        y = _check_labels(y, str(selection.target))
-    return Table(
-        path, X, y=y, weights=None if weights is None else _check_weights(weights, f"{selection.weights} (the weights)")
-    )
+    if y is not None:
+        y = _check_labels(y, str(selection.target) if of_y is None else f"Column {of_y} of {path}")
+        y = y if of_y is None else _whole(y)
+    if weights is not None:
+        weights = _check_weights(
+            weights, str(selection.weights) if of_weights is None else f"Column {of_weights} of {path}"
+        )
+    return Table(path, X, y=y, weights=weights)
+
+
+def _beside(path: Path, array: np.ndarray, given: str | None, role: str) -> tuple[np.ndarray | None, int | None]:
+    """Return what a column's number or a file's name means, and the column's number if it is one."""
+    if given is None:
+        return None, None
+    column = _column_number(path, given, array.shape[1])
+    if column is None:
+        return _load_vector(given, len(array), role), None
+    return np.array(array[:, column]), column
+
+
+def _dropped(path: Path, array: np.ndarray, drop: Sequence[str]) -> Iterator[int]:
+    for part in ",".join(drop).split(",") if drop else ():
+        column = _column_number(path, part, array.shape[1])
+        if column is None:
+            raise DataError(f"{path} has no column names: give --drop the number of a column, got {part!r}.")
+        yield column
 
 
 def _whole(labels: np.ndarray) -> np.ndarray:
