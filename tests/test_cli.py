@@ -12,15 +12,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
 
-from gpusoftmax import load_model
+from gpusoftmax import SoftmaxRegression, load_model
 from gpusoftmax.cli import benching
 from gpusoftmax.cli.app import app
 from gpusoftmax.cli.benching import Case
+from gpusoftmax.cli.terminal import Terminal
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
@@ -29,6 +30,7 @@ X, Y = load_iris(return_X_y=True)
 NAMES = ["sepal length", "sepal width", "petal length", "petal width"]
 SPECIES = load_iris().target_names[Y]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # of commands that are processes
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # users have buffers, which fill before they are written
 
 
 @pytest.fixture
@@ -115,6 +117,21 @@ def test_cross_validation_chooses_c(folder):
     assert one_se["C"] < run_json("fit", "iris.csv", "-t", "species", "--cv", "5", "--test-size", "0.2")["C"]
 
 
+def test_folds_are_of_the_rows_fitted_with_their_weights(folder):
+    times = 1 + np.arange(150) % 3
+    pd.DataFrame(X, columns=NAMES).assign(y=Y, times=times).to_csv("weighted.csv", index=False)
+    args = ["--weights", "times", "--C", "1", "--test-size", "0.4", "--seed", "2", "--tol", "1e-7"]
+    problems = run_json("sweep", "weighted.csv", "-t", "y", "--cv", "3", *args)["problems"]
+    rows, _ = train_test_split(np.arange(150), test_size=60, random_state=2, stratify=Y)
+    rows.sort()
+    folds = StratifiedKFold(3, shuffle=True, random_state=2).split(rows, Y[rows])
+    for problem, places in zip(problems, folds, strict=True):
+        train, test = (rows[place] for place in places)
+        model = LogisticRegression(tol=1e-8, max_iter=5000).fit(X[train], Y[train], sample_weight=times[train])
+        expected = log_loss(Y[test], model.predict_proba(X[test]), sample_weight=times[test])
+        assert_allclose(problem["held_out_loss"], expected, rtol=1e-4)
+
+
 def test_sweep_shows_a_table_and_writes_every_problem(folder):
     result = run("sweep", "iris.csv", "-t", "species", "--C", "0.001:1000:4", "--cv", "3", "-o", "path.csv")
     assert result.stdout == ""
@@ -160,6 +177,12 @@ def test_a_fit_that_does_not_converge_is_saved_and_told(folder):
     assert json.loads(result.stdout)["converged"] is False
     assert "Warning: The fit stopped at max_iter" in result.stderr
     assert load_model("m.safetensors").status_.name == "ITERATION_LIMIT"
+
+
+def test_a_model_fitted_with_a_progress_bar_shows_none_later(folder, monkeypatch):
+    monkeypatch.setattr(Terminal, "shows_progress", True)
+    run("fit", "iris.csv", "-t", "species", "-o", "m.safetensors")
+    assert load_model("m.safetensors").verbose == 0
 
 
 def test_fit_from_an_array(folder):
@@ -268,6 +291,7 @@ def test_bench_compares_by_one_objective(monkeypatch):
     assert (ours["library"], theirs["library"]) == ("gpusoftmax", "scikit-learn")
     assert_allclose(ours["objective"], theirs["objective"], rtol=1e-4)
     assert ours["objective"] <= theirs["objective"] * (1 + 1e-6)
+    assert_allclose(ours["objective"], SoftmaxRegression().fit(*benching.CASES[0].data()).objective_, rtol=1e-9)
 
 
 def test_help_needs_nothing_slow():

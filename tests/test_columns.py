@@ -56,6 +56,12 @@ def test_the_delimiter_is_that_of_the_first_line(tmp_path, reader, delimiter):
     assert columns["b"].load().tolist() == ["x", "z"]
 
 
+def test_a_value_may_span_lines_wherever_the_reader_cuts_the_file(tmp_path, reader):
+    values = [f"{i}\n{'x' * 99}" for i in range(20_000)]
+    path = write(tmp_path / "t.csv", "a,b\n" + "".join(f'1,"{value}"\n' for value in values))
+    assert read_columns(path, ".csv")["b"].load().tolist() == values
+
+
 def test_a_mark_of_the_byte_order_is_no_part_of_a_name(tmp_path, reader):
     assert list(read_columns(write(tmp_path / "t.csv", "a,b\n1,2\n", "utf-8-sig"), ".csv")) == ["a", "b"]
 

@@ -74,7 +74,7 @@ class Predictions:
         for rows in gen_batches(len(X), max(1, BLOCK_NUMBERS // (X.shape[1] + len(model.classes_)))):
             labels = model.predict(X[rows])
             probabilities = model.predict_proba(X[rows]) if self.has_probabilities else np.empty((len(labels), 0))
-            yield labels.astype(str) if labels.dtype == object else labels, probabilities
+            yield labels, probabilities
 
 
 def write_text(predictions: Predictions, file: TextIO, delimiter: str) -> None:
