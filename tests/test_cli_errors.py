@@ -176,7 +176,7 @@ ROWS = {  # what: (what makes it, command, words of the message in their order)
     "folder missing": (
         None,
         [*GOOD_FIT, "-o", "no/m.safetensors"],
-        ["/no: There is no such folder", "make its folder"],
+        ["/no: There is no such folder", "make it first"],
     ),
     "folder as output": (
         lambda: Path("m.safetensors").mkdir(),
@@ -322,7 +322,7 @@ def test_no_space_left_behind_standard_output(here):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 1
-    assert done.stderr == "Error: Standard output: No space left on device: free some, or choose another disk.\n"
+    assert done.stderr == "Error: standard output: No space left on device: free some, or choose another disk.\n"
 
 
 def test_a_bug_is_called_one_and_debug_shows_where(here, monkeypatch):

@@ -2,23 +2,41 @@
 
 import csv
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpusoftmax.calibration import calibrate
 from gpusoftmax.cli.judging import judge, say_scores, write_report
 from gpusoftmax.cli.outputs import check_output, written_whole
 from gpusoftmax.cli.request import Request, Split, check_classes
 from gpusoftmax.cli.terminal import Terminal
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import DataError
+from gpusoftmax.persistence import save_model
 from gpusoftmax.scaling import Scaling
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.sweep_result import SweepResult
 from gpusoftmax.sweeps import sweep as run_sweep
 from gpusoftmax.tables import Table, read_table
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A table that is ready to be fitted: its labels, the features to fit, how they were scaled, and who is held out."""
+
+    table: Table
+    y: np.ndarray
+    X: np.ndarray
+    scaling: Scaling | None
+    split: Split
+
+    @property
+    def judged(self) -> np.ndarray:
+        """The rows that a model is judged by: those held out, or else those fitted."""
+        return self.split.test if len(self.split.test) else self.split.fitted
 
 
 def fit(
@@ -33,38 +51,35 @@ def fit(
     """Fit one model, its C chosen by cross-validation where folds are given; judge it, save it, report on it."""
     check_output(model_path, [".safetensors"])
     check_output(report_path, [".html"])
-    table, y, X, scaling, split = _prepare(terminal, request, calibration_size)
+    data = _prepare(terminal, request, calibration_size)
     start = time.perf_counter()
-    result = None
-    if request.n_folds:
-        result = _sweep(terminal, request, replace(table, X=X), y, split)
-        C = result.best(one_standard_error=one_standard_error).C
-        _warn_of_edge(terminal, result, C)
-    else:
-        C = request.Cs[0]
-    model = SoftmaxRegression(C=C, verbose=terminal.shows_progress, **request.estimator)
-    model.fit(X, y, sample_weight=split.training_weights(table.weights)).set_params(verbose=0)
+    result = _sweep(terminal, request, data) if request.n_folds else None
+    C = request.Cs[0] if result is None else result.best(one_standard_error=one_standard_error).C
+    model = _fit_model(terminal, request, data, C)
     seconds = time.perf_counter() - start
-    if table.feature_names is not None:
-        model.feature_names_in_ = np.array(table.feature_names, object)
-    if scaling is not None:
-        scaling.unfold(model)
-    if len(split.calibration):
-        model = _calibrated(model, table, y, split.calibration)
+    is_calibrated = len(data.split.calibration) > 0
     is_converged = model.status_ != Status.ITERATION_LIMIT and model.gradient_norm_ <= model.tol
     chosen = f", chosen of {len(result.settings)} by {result.n_folds} folds" if result else ""
-    temperature = f"temperature {model.temperature_:.4g}; " if len(split.calibration) else ""
+    temperature = f"temperature {model.temperature_:.4g}; " if is_calibrated else ""
     terminal.say(f"C = {C:.4g}{chosen}; {temperature}{model.n_passes_:.0f} passes, {seconds:.2f} s.")
     terminal.say(f"The fit {model.status_.sentence}.")
-    is_held_out = len(split.test) > 0
-    rows = split.test if is_held_out else split.fitted
-    scores = judge(model, table, y, rows)
+    if result:
+        _warn_of_edge(terminal, result, C)
+    is_held_out = len(data.split.test) > 0
+    scores = judge(model, data.table, data.y, data.judged)
     say_scores(terminal, scores, "rows held out" if is_held_out else "rows fitted", with_classes=False)
     if not is_held_out:
         terminal.say("No rows were held out: --test-size 0.2 would tell how well it does on new ones.")
-    _write(terminal, model, table, y, rows, result, model_path, report_path)
+    if model_path is None:
+        terminal.say("The model was not saved: --output model.safetensors keeps it.")
+    else:
+        save_model(model, model_path)
+        terminal.say(f"Model: {model_path}")
+    if report_path is not None:
+        write_report(model, data.table, data.y, data.judged, report_path, result)
+        terminal.say(f"Report: {report_path}")
     terminal.answer(
-        _summary(request, table, split)
+        _summary(request, data)
         | {
             "classes": model.classes_,
             "C": C,
@@ -75,7 +90,7 @@ def fit(
             "n_iter": int(model.n_iter_[0]),
             "n_passes": model.n_passes_,
             "seconds": seconds,
-            "temperature": model.temperature_ if len(split.calibration) else None,
+            "temperature": model.temperature_ if is_calibrated else None,
             "held_out" if is_held_out else "train": scores.as_dict(),
             "model": model_path,
             "report": report_path,
@@ -86,9 +101,9 @@ def fit(
 def sweep(terminal: Terminal, request: Request, *, one_standard_error: bool, output: Path | None) -> None:
     """Fit every C on every fold and show which does best on the rows held out."""
     check_output(output, [".csv"])
-    table, y, X, _, split = _prepare(terminal, request, 0.0)
+    data = _prepare(terminal, request, 0.0)
     start = time.perf_counter()
-    result = _sweep(terminal, request, replace(table, X=X), y, split)
+    result = _sweep(terminal, request, data)
     seconds = time.perf_counter() - start
     best = result.best_setting()
     strongest = result.best_setting(one_standard_error=True)
@@ -102,7 +117,7 @@ def sweep(terminal: Terminal, request: Request, *, one_standard_error: bool, out
     terminal.say_table(columns, left=[""])
     C = result.settings[strongest if one_standard_error else best].C
     n_passes = result.n_passes.sum()
-    terminal.say(f"{len(result)} models, {n_passes:,.0f} passes, {seconds:.2f} s. The best: gpusoftmax fit --C {C:.6g}")
+    terminal.say(f"{len(result)} models, {n_passes:,.0f} passes, {seconds:.2f} s. The best for fit: --C {C:.6g}")
     _warn_of_edge(terminal, result, C)
     problems = _problems(result)
     if output is not None:
@@ -112,7 +127,7 @@ def sweep(terminal: Terminal, request: Request, *, one_standard_error: bool, out
             writer.writerows(zip(*problems.values(), strict=True))
         terminal.say(f"Every C and fold: {output}")
     terminal.answer(
-        _summary(request, table, split)
+        _summary(request, data)
         | {
             "best_C": result.settings[best].C,
             "best_C_within_one_standard_error": result.settings[strongest].C,
@@ -123,10 +138,8 @@ def sweep(terminal: Terminal, request: Request, *, one_standard_error: bool, out
     )
 
 
-def _prepare(
-    terminal: Terminal, request: Request, calibration_size: float
-) -> tuple[Table, np.ndarray, np.ndarray, Scaling | None, Split]:
-    """Return the table, its labels, the features to fit, their scaling, and the split."""
+def _prepare(terminal: Terminal, request: Request, calibration_size: float) -> Prepared:
+    """Read the data, tell what they are, and draw the rows to hold out."""
     table = read_table(request.data, request.selection)
     y = check_classes(table)
     n_rows, n_features = table.X.shape
@@ -136,28 +149,44 @@ def _prepare(
         terminal.say(f"Left out, as no columns of numbers ({reason}): {', '.join(names)}")
     split = Split.draw(y, request.test_size, calibration_size, request.seed, table.path)
     if not request.is_standardized:
-        return table, y, table.X, None, split
+        return Prepared(table, y, table.X, None, split)
     scaling = Scaling.of(table.X, split.training_weights(table.weights))
-    return table, y, scaling.apply(table.X), scaling, split
+    return Prepared(table, y, scaling.apply(table.X), scaling, split)
 
 
-def _sweep(terminal: Terminal, request: Request, table: Table, y: np.ndarray, split: Split) -> SweepResult:
+def _fit_model(terminal: Terminal, request: Request, data: Prepared, C: float) -> SoftmaxRegression:
+    """Return a model of the features as they are in the file, calibrated if rows are kept for it."""
+    table, rows = data.table, data.split.calibration
+    model = SoftmaxRegression(C=C, verbose=terminal.shows_progress, **request.estimator)
+    model.fit(data.X, data.y, sample_weight=data.split.training_weights(table.weights)).set_params(verbose=0)
+    if table.feature_names is not None:
+        model.feature_names_in_ = np.array(table.feature_names, object)
+    if data.scaling is not None:
+        data.scaling.unfold(model)
+    if not len(rows):
+        return model
+    weights = None if table.weights is None else table.weights[rows]
+    return calibrate(model, table.X[rows], data.y[rows], sample_weight=weights)
+
+
+def _sweep(terminal: Terminal, request: Request, data: Prepared) -> SweepResult:
+    """Fit every C on every fold of the rows that are not held out."""
     from sklearn.model_selection import StratifiedKFold
 
-    rows = split.fitted
-    n_most = np.unique(y[rows], return_counts=True)[1].max()
+    rows = data.split.fitted
+    n_most = np.unique(data.y[rows], return_counts=True)[1].max()
     if request.n_folds > n_most:
         raise DataError(
-            f"{table.path} has too few rows for {request.n_folds} folds, at most {n_most} of a class: give more rows "
+            f"{request.data} has too few rows for {request.n_folds} folds, at most {n_most} of a class: give more rows "
             "or a smaller --cv."
         )
     folds = StratifiedKFold(request.n_folds, shuffle=True, random_state=request.seed)
     return run_sweep(
-        table.X,
-        y,
+        data.X,
+        data.y,
         Cs=request.Cs,
-        cv=[(rows[train], rows[test]) for train, test in folds.split(rows, y[rows])],
-        sample_weight=table.weights,
+        cv=[(rows[train], rows[test]) for train, test in folds.split(rows, data.y[rows])],
+        sample_weight=data.table.weights,
         verbose=terminal.shows_progress,
         **request.estimator,
     )
@@ -171,27 +200,8 @@ def _warn_of_edge(terminal: Terminal, result: SweepResult, C: float) -> None:
         )
 
 
-def _calibrated(model: SoftmaxRegression, table: Table, y: np.ndarray, rows: np.ndarray) -> SoftmaxRegression:
-    from gpusoftmax.calibration import calibrate
-
-    weights = None if table.weights is None else table.weights[rows]
-    return calibrate(model, table.X[rows], y[rows], sample_weight=weights)
-
-
-def _write(terminal, model, table, y, rows, result, model_path, report_path) -> None:
-    if model_path is not None:
-        from gpusoftmax.persistence import save_model
-
-        save_model(model, model_path)
-        terminal.say(f"Model: {model_path}")
-    else:
-        terminal.say("The model was not saved: --output model.safetensors keeps it.")
-    if report_path is not None:
-        write_report(model, table, y, rows, report_path, result)
-        terminal.say(f"Report: {report_path}")
-
-
-def _summary(request: Request, table: Table, split: Split) -> dict[str, Any]:
+def _summary(request: Request, data: Prepared) -> dict[str, Any]:
+    table, split = data.table, data.split
     return {
         "data": table.path,
         "n_rows": len(table.X),

@@ -14,6 +14,8 @@ from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.evaluation import Evaluation
 from gpusoftmax.evaluation import evaluate as evaluate_model
 from gpusoftmax.exceptions import DataError
+from gpusoftmax.persistence import load_model
+from gpusoftmax.report import write_report as write_page
 from gpusoftmax.sweep_result import SweepResult
 from gpusoftmax.tables import Selection, Table
 
@@ -91,8 +93,6 @@ def evaluate(
     report_path: Path | None,
 ) -> None:
     """Judge a saved model by the rows of a file, or by those that `fit` held out of it."""
-    from gpusoftmax.persistence import load_model
-
     check_output(report_path, [".html"])
     model = load_model(model_path).set_params(device=device)
     table = read_for(model, data, selection)
@@ -118,7 +118,5 @@ def write_report(
     result: SweepResult | None = None,
 ) -> None:
     """Write a page on a model and on how well it does on some rows."""
-    from gpusoftmax.report import write_report as write
-
     weights = None if table.weights is None else table.weights[rows]
-    write(path, model, table.X[rows], y[rows], sample_weight=weights, result=result, source=table.path.name)
+    write_page(path, model, table.X[rows], y[rows], sample_weight=weights, result=result, source=table.path.name)

@@ -26,12 +26,14 @@ def check_output(path: Path | None, suffixes: Sequence[str]) -> None:
     if suffix_of(path) not in suffixes:
         raise DataError(f"{path} has no suffix that can be written: give it {' or '.join(suffixes)}.")
     if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "Is a folder", str(path))
+        raise IsADirectoryError(errno.EISDIR, "Is a folder: give the name of a file", str(path))
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(folder))
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder: make it first", str(folder))
     if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, "Not allowed to write here", str(folder))
+        raise PermissionError(
+            errno.EACCES, "Not allowed to write here: choose a folder in which you may write", str(folder)
+        )
 
 
 @contextlib.contextmanager

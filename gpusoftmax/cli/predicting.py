@@ -1,7 +1,6 @@
 """`gpusoftmax predict`: labels and probabilities for the rows of a file, block by block."""
 
 import csv
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from sklearn.utils import gen_batches
 
 from gpusoftmax.cli.matching import read_for
 from gpusoftmax.cli.outputs import check_output, written_whole
-from gpusoftmax.cli.terminal import Terminal
+from gpusoftmax.cli.terminal import Terminal, standard_output
 from gpusoftmax.estimator import SoftmaxRegression
+from gpusoftmax.persistence import load_model
 from gpusoftmax.tables import Selection, Table
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".arrow", ".feather", ".npy")
@@ -31,8 +31,6 @@ def predict(
     output: Path | None,
 ) -> None:
     """Write the predicted class of every row, and the probability of every class where asked for."""
-    from gpusoftmax.persistence import load_model
-
     check_output(output, SUFFIXES)
     model = load_model(model_path).set_params(device=device)
     table = read_for(model, data, selection)
@@ -49,8 +47,8 @@ def predict(
         if has_probabilities:
             result["probabilities"] = np.concatenate([probabilities for _, probabilities in blocks])
     else:
-        write_text(predictions, sys.stdout, ",")
-        sys.stdout.flush()
+        with standard_output() as stdout:
+            write_text(predictions, stdout, ",")
     terminal.answer(result)
 
 

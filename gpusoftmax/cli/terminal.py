@@ -9,13 +9,14 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import typer
 
 ERROR, INTERRUPTED = 1, 130
+STDOUT = "standard output"
 
 
 class Terminal:
@@ -96,7 +97,7 @@ class Terminal:
             return
         text = in_words(error)
         self._show(f"Error: {text}")
-        if isinstance(error, OSError) and error.filename is None:  # standard output cannot be written to
+        if isinstance(error, OSError) and error.filename == STDOUT:  # there is no way left to say it in JSON
             with contextlib.suppress(OSError):  # what it still holds must not fail again at the interpreter's end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         elif self.is_json:
@@ -115,8 +116,9 @@ def in_words(error: Exception) -> str:
 
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
-        what = f"{error.filename or 'Standard output'}: {error.strerror}"
-        return f"{what}{ADVICE.get(error.errno or 0, '.')}"
+        is_bare = error.strerror == os.strerror(error.errno)  # others say what to do
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return f"{what}{ADVICE.get(error.errno, '') if is_bare else ''}".rstrip(".") + "."
     if isinstance(error, MemoryError):
         return f"There is too little memory ({message or 'no more is known'}): take fewer rows or features."
     if isinstance(error, ValueError | TypeError | ImportError | OSError | DeviceError):
@@ -125,13 +127,13 @@ def in_words(error: Exception) -> str:
 
 
 ADVICE = {
-    errno.ENOENT: ": check the name, or make its folder.",
-    errno.EISDIR: ": give the name of a file.",
-    errno.EACCES: ": choose a file that you may read, or a folder in which you may write.",
-    errno.EPERM: ": choose a file that you may read, or a folder in which you may write.",
-    errno.EROFS: ": choose another folder.",
-    errno.ENOSPC: ": free some, or choose another disk.",
-    errno.EDQUOT: ": free some of your quota, or choose another disk.",
+    errno.ENOENT: ": check the name, or make its folder",
+    errno.EISDIR: ": give the name of a file",
+    errno.EACCES: ": choose a file that you may read, or a folder in which you may write",
+    errno.EPERM: ": choose a file that you may read, or a folder in which you may write",
+    errno.EROFS: ": choose another folder",
+    errno.ENOSPC: ": free some, or choose another disk",
+    errno.EDQUOT: ": free some of your quota, or choose another disk",
 }
 
 
@@ -144,9 +146,19 @@ def shown(value: Any) -> str:
 
 def write_json(result: Mapping[str, Any]) -> None:
     """Write one line of JSON to standard output: NaN as null, infinities as text, NumPy's values as Python's."""
-    json.dump(plain(result), sys.stdout, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    text = json.dumps(plain(result), ensure_ascii=False, allow_nan=False)
+    with standard_output() as stdout:
+        stdout.write(f"{text}\n")
+
+
+@contextlib.contextmanager
+def standard_output() -> Iterator[TextIO]:
+    """Give standard output, and let its errors be known as such."""
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, STDOUT) from error
 
 
 def plain(value: Any) -> Any:
