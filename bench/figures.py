@@ -89,11 +89,11 @@ def draw_bars(groups: dict[str, dict[str, float]], folder: Path, name: str, labe
             _legend(figure, [ax])
 
 
-def draw_axes(draw: Callable, folder: Path, name: str) -> None:
-    """Have `draw` draw on axes as wide as a page."""
+def draw_axes(draw: Callable, folder: Path, name: str, inches: tuple[float, float] = (7.3, 4)) -> None:
+    """Have `draw` draw on axes, by default as wide as a page."""
     for theme in THEMES:
         with _canvas(folder / f"{name}-{theme}.svg", theme, 1) as (figure, (ax,), _):
-            figure.set_size_inches(7.3, 4)
+            figure.set_size_inches(inches)
             draw(ax)
 
 

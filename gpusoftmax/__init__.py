@@ -4,8 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # type checkers and editors read these; at run time `__getattr__` imports what is asked for
+    from gpusoftmax.calibration import calibrate as calibrate
+    from gpusoftmax.calibration import expected_calibration_error as expected_calibration_error
     from gpusoftmax.cross_validation import SoftmaxRegressionCV as SoftmaxRegressionCV
     from gpusoftmax.estimator import SoftmaxRegression as SoftmaxRegression
+    from gpusoftmax.evaluation import Evaluation as Evaluation
+    from gpusoftmax.evaluation import evaluate as evaluate
     from gpusoftmax.exceptions import ConvergenceWarning as ConvergenceWarning
     from gpusoftmax.exceptions import ModelFileError as ModelFileError
     from gpusoftmax.exceptions import NonFiniteError as NonFiniteError
@@ -18,12 +22,14 @@ if TYPE_CHECKING:  # type checkers and editors read these; at run time `__getatt
     from gpusoftmax.many import fit_many as fit_many
     from gpusoftmax.persistence import load_model as load_model
     from gpusoftmax.persistence import save_model as save_model
+    from gpusoftmax.report import write_report as write_report
     from gpusoftmax.solvers.base import Status as Status
     from gpusoftmax.sweep_result import SweepResult as SweepResult
     from gpusoftmax.sweeps import sweep as sweep
 
 _HOMES = {  # public name: the module that holds it
     "ConvergenceWarning": "exceptions",
+    "Evaluation": "evaluation",
     "ManyFits": "many",
     "ModelFileError": "exceptions",
     "NonFiniteError": "exceptions",
@@ -32,6 +38,9 @@ _HOMES = {  # public name: the module that holds it
     "Status": "solvers.base",
     "SweepResult": "sweep_result",
     "WorkspaceError": "exceptions",
+    "calibrate": "calibration",
+    "evaluate": "evaluation",
+    "expected_calibration_error": "calibration",
     "fit_many": "many",
     "load_model": "persistence",
     "loss_and_gradient": "functional",
@@ -40,6 +49,7 @@ _HOMES = {  # public name: the module that holds it
     "to_onnx": "exports",
     "to_sklearn": "exports",
     "to_torch": "exports",
+    "write_report": "report",
 }
 
 __all__ = list(_HOMES)

@@ -34,7 +34,7 @@ SHARED = {  # parameters and what they may be
     for name, allowed in SoftmaxRegression._parameter_constraints.items()
     if name not in ("C", "warm_start")
 }
-OF_MODEL = ("coef_", "intercept_", "classes_", "_center")
+OF_MODEL = ("coef_", "intercept_", "classes_", "temperature_", "_center")
 OF_REFIT = ("n_passes_", "status_", "objective_", "gradient_norm_")
 
 

@@ -95,6 +95,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         f at the solution.
     gradient_norm_ : float
         Largest absolute entry of the gradient of f at the solution.
+    temperature_ : float
+        What `calibrate` has divided the logits of the fit by; 1.0 after a fit.
     n_features_in_ : int
     feature_names_in_ : array of shape (n_features_in_,)
         Where X had feature names that are all strings.
@@ -292,6 +294,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         self.status_ = Status(int(solution.status[problem]))
         self.objective_ = float(solution.value[problem])
         self.gradient_norm_ = float(solution.gradient_norm[problem])
+        self.temperature_ = 1.0
 
     def _warn_unless_converged(self):
         if self.gradient_norm_ <= self.tol and self.status_ != Status.ITERATION_LIMIT:

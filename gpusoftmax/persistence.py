@@ -201,8 +201,7 @@ def _restore_training(model, training: dict[str, Any]) -> None:
         value = _from_json(training.get(name))
         if type(value) not in (float, NoneType):
             raise ModelFileError(f"its {name} is {shown(value)}, expected a float")
-        if value is not None or name != "temperature":  # only calibrated models have that
-            setattr(model, f"{name}_", value)
+        setattr(model, f"{name}_", 1.0 if value is None and name == "temperature" else value)
 
 
 def _check_tensors(tensors: dict[str, np.ndarray], n_classes: int, n_features: int, dtype: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gpusoftmax"
-OPTIONAL = {"cupy", "cupyx", "distributed", "matplotlib", "onnx", "pandas", "polars", "pyarrow"}
+OPTIONAL = {"cupy", "cupyx", "distributed", "jinja2", "matplotlib", "onnx", "pandas", "polars", "pyarrow"}
 
 ORDER = [  # from the bottom; a file may import from every line above its own, from no other
     "exceptions",
@@ -56,7 +56,17 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "model_file",
     "persistence",
     "exports",
-    "plots",
+    "held_out",
+    "calibration",
+    "evaluation",
+    "plots.style",
+    "plots.regularization",
+    "plots.histories",
+    "plots.reliability",
+    "plots.confusion",
+    "plots.coefficients",
+    "plots.inline",
+    "report",
     "scaling",
     "columns",
     "tables",

@@ -139,7 +139,7 @@ def test_names_of_features(reload):
 
 def test_a_temperature_comes_back(reload):
     model, _ = fitted()
-    assert not hasattr(reload(model), "temperature_")
+    assert reload(model).temperature_ == 1.0
     model.temperature_ = np.float64(1.25)
     assert reload(model).temperature_ == 1.25
 
@@ -372,6 +372,7 @@ def test_what_a_later_version_may_leave_out_or_add(path):
     metadata["author"] = "unknown"
     path.write_bytes(b"".join(pack(tensors, metadata)))
     assert_same_model(load_model(path), model, data)
+    assert load_model(path).temperature_ == 1.0
 
 
 # Where processes end and memory does

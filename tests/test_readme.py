@@ -39,9 +39,12 @@ def test_every_python_block_of_the_guide_to_linear_probes_runs(tmp_path, monkeyp
 
 def test_every_python_block_of_the_guide_runs(tmp_path, monkeypatch):
     pytest.importorskip("onnx")
+    plt = pytest.importorskip("matplotlib.pyplot")
     monkeypatch.chdir(tmp_path)
-    run_blocks(GUIDE.read_text(), str(GUIDE))
-    assert {path.name for path in tmp_path.iterdir()} == {"spam.safetensors", "spam.onnx"}
+    with plt.rc_context({"backend": "Agg"}):
+        run_blocks(GUIDE.read_text(), str(GUIDE))
+        plt.close("all")
+    assert {path.name for path in tmp_path.iterdir()} == {"spam.safetensors", "spam.onnx", "report.html"}
 
 
 def test_blocks_share_what_they_define():

@@ -1,14 +1,12 @@
-"""Pictures of results, on matplotlib Axes. They change no style but that of what they draw."""
+"""How well models of every strength do."""
 
 from typing import Literal
 
 import numpy as np
 
+from gpusoftmax.plots.style import COLOURS, QUIET, new_axes, text_colour
 from gpusoftmax.sweep_result import LOWER_IS_BETTER, SweepResult
 
-# Told apart by the colour-blind (after Okabe & Ito) and seen on white as on black.
-COLOURS = ("#2a8fd0", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#808080")
-QUIET = "#808080"
 LEAST_STEP_TO_INF = 0.5  # powers of ten
 LEAST_RATIO_OF_LOG = 4  # of losses that want a logarithmic axis
 
@@ -53,7 +51,7 @@ def regularization_path(
     best = result.best_setting(by)
     strongest = result.best_setting(by, one_standard_error=True)
     if ax is None:
-        ax = _new_axes()
+        ax = new_axes("regularization_path")
     path = _Path(result, by)
     families = path.families()
     for i, (name, settings) in enumerate(families.items()):
@@ -66,14 +64,6 @@ def regularization_path(
             _mark(ax, path, strongest, "D", "none", "one standard error")
     _label(ax, path, by)
     return ax
-
-
-def _new_axes():
-    try:
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise ImportError("regularization_path needs matplotlib: pip install 'gpusoftmax[plots]'") from error
-    return plt.subplots(figsize=(7, 4), layout="constrained")[1]
 
 
 class _Path:
@@ -145,7 +135,7 @@ def _mark(ax, path: _Path, setting: int, marker: str, fill: str, name: str) -> N
         marker=marker,
         fillstyle=fill,
         markersize=7,
-        color=ax.xaxis.label.get_color(),  # that of the page's text
+        color=text_colour(ax),
         zorder=3,
         label=f"{name}: C = {C}",
     )
