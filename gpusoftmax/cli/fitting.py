@@ -25,7 +25,7 @@ from gpusoftmax.tables import Table, read_table
 
 @dataclass(frozen=True)
 class Prepared:
-    """A table that is ready to be fitted: labels, features to fit, how they were scaled, and which rows are held out."""
+    """A table that is ready to be fitted: labels, features to fit, their scaling, and which rows are held out."""
 
     table: Table
     y: np.ndarray

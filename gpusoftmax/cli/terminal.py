@@ -115,7 +115,7 @@ def in_words(error: Exception) -> str:
     from gpusoftmax.exceptions import DeviceError
 
     message = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
         is_bare = error.strerror == os.strerror(error.errno)  # others say what to do
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         return f"{what}{ADVICE.get(error.errno, '') if is_bare else ''}".rstrip(".") + "."
