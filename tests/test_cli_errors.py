@@ -300,6 +300,7 @@ def test_files_and_folders_without_rights(here):
         ["predict", "iris.safetensors", "iris.csv", "-o", "p.npy"],
         ["predict", "iris.safetensors", "iris.csv", "-o", "p.parquet"],
         ["sweep", "iris.csv", "-t", "species", "--C", "1", "--cv", "2", "-o", "s.csv"],
+        ["evaluate", "iris.safetensors", "iris.csv", "-t", "species", "--report", "r.html"],
     ],
 )
 def test_no_space_left(here, monkeypatch, command):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpusoftmax.cli.matching import as_labels_of, read_for
-from gpusoftmax.cli.outputs import check_output
+from gpusoftmax.cli.outputs import check_output, written_whole
 from gpusoftmax.cli.request import Split
 from gpusoftmax.cli.terminal import Terminal
 from gpusoftmax.estimator import SoftmaxRegression
@@ -32,16 +32,17 @@ class Scores:
     def as_dict(self) -> dict[str, Any]:
         """Return the figures by name; NaN where a class has no rows to tell."""
         of = self.evaluation
-        per_class = zip(of.classes.tolist(), of.precision, of.recall, of.support, strict=True)
+        per_class = zip(of.classes.tolist(), of.precision, of.recall, of.f1, of.support, strict=True)
         return {
             "n_rows": self.n_rows,
             "accuracy": of.accuracy,
+            "accuracy_interval": of.accuracy_interval,
             "log_loss": of.log_loss,
             "chance_log_loss": of.chance_log_loss,
             "expected_calibration_error": of.expected_calibration_error,
             "classes": [
-                {"class": name, "precision": precision, "recall": recall, "support": support}
-                for name, precision, recall, support in per_class
+                {"class": name, "precision": precision, "recall": recall, "f1": f1, "support": support}
+                for name, precision, recall, f1, support in per_class
             ],
         }
 
@@ -57,11 +58,12 @@ def judge(model: SoftmaxRegression, table: Table, y: np.ndarray, rows: np.ndarra
 def say_scores(terminal: Terminal, scores: Scores, what: str, *, with_classes: bool) -> None:
     """Show figures, and those of each class where asked for."""
     of = scores.evaluation
+    low, high = of.accuracy_interval
+    terminal.say(f"{scores.n_rows:,} {what}: accuracy {of.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}).")
     terminal.say(
-        f"{scores.n_rows:,} {what}: accuracy {of.accuracy:.4f}, log loss {of.log_loss:.4f} (chance "
-        f"{of.chance_log_loss:.4f})."
+        f"Log loss {of.log_loss:.4f} (chance {of.chance_log_loss:.4f}), calibration error "
+        f"{of.expected_calibration_error:.4f}."
     )
-    terminal.say(f"Calibration error {of.expected_calibration_error:.4f}.")
     if not with_classes:
         return
     n_shown = min(len(of.classes), N_CLASSES_SHOWN)
@@ -74,6 +76,7 @@ def say_scores(terminal: Terminal, scores: Scores, what: str, *, with_classes: b
             ],
             "precision": of.precision[:n_shown].tolist(),
             "recall": of.recall[:n_shown].tolist(),
+            "F1": of.f1[:n_shown].tolist(),
         },
         left=["class"],
     )
@@ -119,4 +122,7 @@ def write_report(
 ) -> None:
     """Write a page on a model and on how well it does on some rows."""
     weights = None if table.weights is None else table.weights[rows]
-    write_page(path, model, table.X[rows], y[rows], sample_weight=weights, result=result, source=table.path.name)
+    with written_whole(path) as temporary:
+        write_page(
+            temporary, model, table.X[rows], y[rows], sample_weight=weights, result=result, source=table.path.name
+        )
