@@ -2,7 +2,7 @@
 
 from sklearn.exceptions import ConvergenceWarning
 
-__all__ = ["ConvergenceWarning", "DeviceError", "ModelFileError", "NonFiniteError", "WorkspaceError"]
+__all__ = ["ConvergenceWarning", "DataError", "DeviceError", "ModelFileError", "NonFiniteError", "WorkspaceError"]
 
 LOGITS_LEFT = "Logits left the range of {}: rescale the features as they were in fit, or give X as float64."
 
@@ -17,6 +17,10 @@ class NonFiniteError(ValueError):
 
 class DeviceError(RuntimeError):
     """The device asked for cannot be used; the message says why and what to do."""
+
+
+class DataError(ValueError):
+    """A data file cannot be used as it is; the message says which part of it and what to do."""
 
 
 class ModelFileError(ValueError):

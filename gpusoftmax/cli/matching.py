@@ -1,0 +1,38 @@
+"""A data file read for a model that is there already: features matched by name, or by their number."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from gpusoftmax.estimator import SoftmaxRegression
+from gpusoftmax.exceptions import DataError
+from gpusoftmax.tables import TABLES, Selection, Table, read_table, suffix_of
+
+
+def read_for(model: SoftmaxRegression, path: Path, selection: Selection) -> Table:
+    """Read a file whose features are those of a model, in the model's order.
+
+    Raises
+    ------
+    DataError
+        A feature is missing, or there is another number of them.
+    """
+    names = getattr(model, "feature_names_in_", None)
+    if names is not None and suffix_of(path) in TABLES:
+        selection = replace(selection, features=tuple(names), drop=())
+    table = read_table(path, selection, n_features=model.n_features_in_)
+    n_features = table.X.shape[1]
+    if n_features != model.n_features_in_:
+        given = f" ({', '.join(table.feature_names[:12])})" if table.feature_names else ""
+        raise DataError(
+            f"{path} has {n_features} features{given} and the model {model.n_features_in_}: leave out columns that "
+            "are none with --drop or --target, or take the model that was fitted to such data."
+        )
+    return table
+
+
+def as_labels_of(model: SoftmaxRegression, y: np.ndarray) -> np.ndarray:
+    """Return labels as text where the model's are: a file that holds only some of them may look like numbers."""
+    is_text = model.classes_.dtype.kind in "OUS"
+    return y.astype(str) if is_text and y.dtype.kind not in "OU" else y
