@@ -37,6 +37,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
+        """The share of the rows that is classified rightly, by weight."""
         return self._mean(self.predictions == self.targets)
 
     @property

@@ -36,7 +36,7 @@ def convergence(
     ax : matplotlib.axes.Axes, default=None
         Where to draw; None makes a figure.
     by : {"gap", "objectives", "gradient_norms"}
-        The gap is (objective − optimum) / |optimum|.
+        The gap is ``(objective − optimum) / |optimum|``.
     over : {"n_passes", "seconds"}
     optimum : float, default=None
         From which the gap is taken; None for the lowest objective of these histories. Fits to different objectives, of

@@ -21,8 +21,8 @@ def reliability_diagram(y, probabilities, ax=None, *, classes=None, sample_weigh
         Of several models, for instance before and after `calibrate`.
     ax : matplotlib.axes.Axes, default=None
         Where to draw; None makes a figure.
-    classes, sample_weight, n_bins
-        As in `gpusoftmax.expected_calibration_error`, which the legend tells.
+    classes, sample_weight, n_bins : see `gpusoftmax.expected_calibration_error`
+        The legend tells that error.
 
     Returns
     -------
