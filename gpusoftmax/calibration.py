@@ -130,12 +130,13 @@ def _divided(model: SoftmaxRegression, temperature: float):
     coef, intercept = (to_host(array).astype(np.float64) for array in (model.coef_, model.intercept_))
     divided = (coef / temperature).astype(to_host(model.coef_).dtype)
     if model._center is None:
-        return home.send(divided), home.send((intercept / temperature).astype(to_host(model.intercept_).dtype))
+        intercept = (intercept / temperature).astype(to_host(model.intercept_).dtype)
+        return home.send(divided), home.send_exactly(intercept)
     center = to_host(
         model._center
     )  # at it the logits stay exact: an offset times the rounding of a coefficient is large
     at_center = (intercept + coef @ center) / temperature
-    return home.send(divided), home.send(at_center - divided.astype(np.float64) @ center)
+    return home.send(divided), home.send_exactly(at_center - divided.astype(np.float64) @ center)
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,9 @@ class SoftmaxRegressionCV(SoftmaxRegression):
             given = process_routing(self, "score", **given).scorer.score
         if self._scoring == "accuracy":
             return super().score(X, y, **given)
-        return _scorer(self._scoring)(copy(self), to_host(X), to_host(y), **given)  # copies hold NumPy arrays
+        model = copy(self)  # copies hold NumPy arrays
+        model.set_output(predict_proba="default", predict_log_proba="default", decision_function="default")
+        return _scorer(self._scoring)(model, to_host(X), to_host(y), **given)
 
     def get_metadata_routing(self):
         """Return a `MetadataRouter`: to the splitter in fit, to the scorer in fit and score."""
@@ -283,7 +285,7 @@ class SoftmaxRegressionCV(SoftmaxRegression):
         problems = result.n_folds * chosen + np.arange(result.n_folds)
         model = result.to_estimator(int(problems[0])).set_params(warm_start=True)
         model.coef_ = home.send(result.coef[problems].mean(axis=0))
-        model.intercept_ = home.send(result.intercept[problems].mean(axis=0))
+        model.intercept_ = home.send_exactly(result.intercept[problems].mean(axis=0))
         self.C_ = model.C if self.refit else float(self.Cs_[chosen].mean())
         return model
 

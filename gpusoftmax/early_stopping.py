@@ -108,7 +108,7 @@ class EarlyStopping:
         step, loss = max(1, PIECE_NUMBERS // len(classes)), 0.0
         for start in range(0, len(targets), step):
             rows = slice(start, start + step)
-            logarithms = to_host(model.predict_log_proba(_safe_indexing(self.X_val, rows)))
+            logarithms = np.asarray(to_host(model.predict_log_proba(_safe_indexing(self.X_val, rows))))  # of frames too
             if targets.ndim == 1:
                 losses = -logarithms[np.arange(len(logarithms)), targets[rows]].astype(np.float64)
             else:

@@ -19,6 +19,7 @@ from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.callbacks import FitTasks, Recorder
 from gpusoftmax.encoding import check_features, encode, with_class_weight
 from gpusoftmax.exceptions import NonFiniteError
+from gpusoftmax.frames import LIBRARIES, as_frame
 from gpusoftmax.interop import receive, to_host
 from gpusoftmax.progress_bar import ProgressBar
 from gpusoftmax.solvers.base import Status
@@ -206,15 +207,50 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X):
         """Return the probability of each class, shape (n_samples, n_classes)."""
-        return self._map_logits(X, "probabilities")
+        return self._answer(X, "probabilities")
 
     def predict_log_proba(self, X):
         """Return the log-probability of each class: a log-softmax, finite where the probability underflows."""
-        return self._map_logits(X, "log_probabilities")
+        return self._answer(X, "log_probabilities")
 
     def decision_function(self, X):
         """Return the logits, shape (n_samples, n_classes); for two classes their difference, shape (n_samples,)."""
-        return self._map_logits(X, "logits")
+        return self._answer(X, "logits")
+
+    def set_output(self, *, predict_proba=None, predict_log_proba=None, decision_function=None):
+        """Choose what three methods return: arrays where X lives, or data frames on the host.
+
+        A frame has a column for each class, and that of pandas the index of X; logits of two classes become a Series
+        named by the second, or a pyarrow.Array. As with scikit-learn's transformers, the choice stays with clones,
+        copies and pickles. Tools that index arrays want arrays: the guide names them.
+
+        Parameters
+        ----------
+        predict_proba, predict_log_proba, decision_function : {"default", "pandas", "polars", "pyarrow"}, default=None
+            For the method of this name; None leaves it as it was, which is "default" at first: arrays.
+
+        Returns
+        -------
+        self : SoftmaxRegression
+
+        Raises
+        ------
+        ValueError
+            There is no such choice.
+        """
+        given = {
+            "predict_proba": predict_proba,
+            "predict_log_proba": predict_log_proba,
+            "decision_function": decision_function,
+        }
+        given = {method: library for method, library in given.items() if library is not None}
+        choices = ("default", *LIBRARIES)
+        for method, library in given.items():
+            if library not in choices:
+                raise ValueError(f"{method} must be one of {', '.join(map(repr, choices))}, or None; got {library!r}.")
+        # A new dict, since copies share the old one; of this name, since scikit-learn's clone() keeps it.
+        self._sklearn_output_config = getattr(self, "_sklearn_output_config", {}) | given
+        return self
 
     def score(self, X, y, sample_weight=None):
         """Return the accuracy of `predict`, the share of `sample_weight` that is classified as `y` says."""
@@ -332,6 +368,12 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
             stacklevel=3,
         )
 
+    def _answer(self, X, output):
+        """Return an output of `_map_logits` as `set_output` says."""
+        array = self._map_logits(X, output)
+        library = getattr(self, "_sklearn_output_config", {}).get(METHODS[output], "default")
+        return array if library == "default" else as_frame(to_host(array), library, X, to_host(self.classes_))
+
     def _map_logits(self, X, output):
         """Return an output of `kernels.cpu.predict` for every sample, where X lives; labels for "classes"."""
         check_is_fitted(self)
@@ -379,7 +421,7 @@ def _fitted(code, params, center, n_iter, n_passes, value, gradient_norm):
     return {
         "_center": center,
         "coef_": code.home.send(coef[0]),
-        "intercept_": code.home.send(intercept[0]),
+        "intercept_": code.home.send_exactly(intercept[0]),
         "classes_": code.y_home.send_labels(code.classes),
         "n_iter_": code.home.send(n_iter),
         "n_passes_": float(n_passes[0]),

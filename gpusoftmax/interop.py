@@ -53,20 +53,26 @@ class Home:
             array = cupy.asarray(array)
             return array if self.xp is cupy else self.xp.from_dlpack(array)
 
-    def send_labels(self, labels):
-        """Return labels as `send` does; as they are, NumPy's, where this place has none of their dtype."""
-        if self.xp is np or labels.dtype.kind not in "biuf":
-            return labels
+    def send_exactly(self, array):
+        """Return an array as `send` does; as it is, NumPy's, where this place cannot hold it: JAX has 32 bits."""
+        if self.xp is np:
+            return array
         try:
-            return self.send(_native(labels))
+            sent = self.send(_native(array))
         except TypeError:
-            return labels
+            return array
+        return sent if self.is_cuda or np.array_equal(to_host(sent), array) else array
+
+    def send_labels(self, labels):
+        """Return labels as `send_exactly` does; as they are where they are no numbers."""
+        return self.send_exactly(labels) if labels.dtype.kind in "biuf" else labels
 
     def take_labels(self, classes: np.ndarray, indices):
         """Return ``classes[indices]`` in this place; see `send_labels`."""
         if self.is_cuda and classes.dtype.kind in "biuf":
             return self.send(_cupy().asarray(_native(classes))[indices])
-        return self.send_labels(classes[to_host(indices)])
+        labels = classes[to_host(indices)]
+        return labels if self.send_labels(classes) is classes else self.send(_native(labels))
 
 
 HOST = Home()

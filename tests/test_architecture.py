@@ -47,6 +47,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "plan_sweep",
     "problems",
     "interop",
+    "frames",
     "encoding",
     "early_stopping",
     "estimator",

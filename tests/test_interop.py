@@ -15,8 +15,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
 
-from gpusoftmax import NonFiniteError, SoftmaxRegression, loss_and_gradient
+from gpusoftmax import NonFiniteError, SoftmaxRegression, SoftmaxRegressionCV, calibrate, loss_and_gradient
 from gpusoftmax.interop import HOST, Home, receive, to_host
+from gpusoftmax.sources import ArraySource
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(97, 5))
@@ -50,14 +51,30 @@ def torch(_):
     return pytest.importorskip("torch").asarray
 
 
-LIBRARIES = {"strict": (strict, "CPU_DEVICE"), "strict, second device": (strict, "device1"), "torch": (torch, None)}
+def jax(_):
+    return pytest.importorskip("jax").numpy.asarray
+
+
+LIBRARIES = {
+    "strict": (strict, "CPU_DEVICE"),
+    "strict, second device": (strict, "device1"),
+    "torch": (torch, None),
+    "jax": (jax, None),
+}
 
 
 @pytest.fixture(params=LIBRARIES.values(), ids=LIBRARIES)
 def put(request):
     """Return a function that makes an array of a library from NumPy's."""
     make, device = request.param
-    return make(device)
+    put = make(device)
+    if make is not jax:
+        yield put
+        return
+    config = importlib.import_module("jax").config
+    config.update("jax_enable_x64", True)  # without it there is neither float64 nor int64
+    yield put
+    config.update("jax_enable_x64", False)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -123,6 +140,82 @@ def test_loss_and_gradient_lives_where_the_features_do(put):
         assert type(ours) is type(put(X))
         assert ours.device == put(X).device
         assert_array_equal(to_host(ours), theirs)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Return a list that fills with the addresses of the features that fits and predictions read."""
+    addresses = []
+
+    def watched(X, *args, **options):
+        addresses.append(X.ctypes.data)
+        return ArraySource(X, *args, **options)
+
+    monkeypatch.setattr("gpusoftmax.encoding.ArraySource", watched)
+    monkeypatch.setattr("gpusoftmax.estimator.ArraySource", watched)
+    return addresses
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize(
+    "layout",
+    [lambda t: t, lambda t: t.T.contiguous().T, lambda t: t[::2, 1:]],
+    ids=["rows", "columns", "every other row"],
+)
+def test_the_memory_of_a_tensor_is_read(read, dtype, layout):
+    tensor = layout(pytest.importorskip("torch").asarray((10 * np.abs(X)).astype(dtype)))
+    clf = SoftmaxRegression(device="cpu", C=1e-3).fit(tensor, Y[: len(tensor)])
+    for name in PREDICTIONS:
+        getattr(clf, name)(tensor)
+    assert set(read) == {tensor.data_ptr()}
+    assert len(read) == 1 + len(PREDICTIONS)
+
+
+def test_the_memory_of_a_jax_array_is_read(read):
+    there = pytest.importorskip("jax").numpy.asarray(X, dtype=np.float32)
+    SoftmaxRegression(device="cpu").fit(there, Y).predict(there)
+    assert set(read) == {there.unsafe_buffer_pointer()}
+
+
+def test_results_are_handed_to_torch_and_back_without_a_copy():
+    torch = pytest.importorskip("torch")
+    _, home = receive(torch.asarray(X))
+    array = home.empty((97, 3), np.float32)
+    assert home.send(array).data_ptr() == array.ctypes.data
+    clf = SoftmaxRegression(device="cpu").fit(torch.asarray(X), Y)
+    for value in (clf.coef_, clf.intercept_, clf.predict_proba(torch.asarray(X))):
+        assert np.from_dlpack(value).ctypes.data == value.data_ptr()
+
+
+@pytest.mark.parametrize("library", ["torch", "jax.numpy"])
+def test_results_speak_dlpack(library):
+    module = pytest.importorskip(library)
+    clf = SoftmaxRegression(device="cpu").fit(X.astype(np.float32), Y)
+    for array in (clf.coef_, clf.intercept_, clf.predict_proba(X.astype(np.float32)), clf.predict(X) == 1):
+        assert_array_equal(np.asarray(module.from_dlpack(array)), array, strict=True)
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_jax_without_64_bits_loses_no_digits(refit):
+    # An intercept that belongs to features far from zero needs more digits than float32 has.
+    there = pytest.importorskip("jax").numpy.asarray(X + 1e5, dtype=np.float32)
+    for kind in (SoftmaxRegression(device="cpu"), SoftmaxRegressionCV(Cs=[0.1, 1], cv=2, device="cpu", refit=refit)):
+        plain, clf = clone(kind).fit(np.asarray(there), Y), clone(kind).fit(there, Y)
+        assert type(clf.coef_) is type(there)
+        assert_array_equal(clf.intercept_, plain.intercept_, strict=True)
+        for ours, theirs in ((clf, plain), (calibrate(clf, there, Y), calibrate(plain, np.asarray(there), Y))):
+            assert type(ours.predict_proba(there)) is type(there)
+            assert_array_equal(ours.predict_proba(there), theirs.predict_proba(np.asarray(there)), strict=True)
+
+
+def test_jax_without_64_bits_keeps_labels():
+    there = pytest.importorskip("jax").numpy.asarray(X, dtype=np.float32)
+    for labels, kind in ((Y + 2**40, np.ndarray), (Y + 2**20, type(there))):
+        clf = SoftmaxRegression(device="cpu", C=1e-3).fit(there, labels)
+        predicted = clf.predict(there)
+        assert type(predicted) is kind
+        assert set(np.asarray(predicted).tolist()) <= set(labels.tolist())
+        assert clf.score(there, labels) == SoftmaxRegression(device="cpu", C=1e-3).fit(X, Y).score(X, Y)
 
 
 @pytest.mark.parametrize("change", [lambda t: t.bfloat16(), lambda t: t.requires_grad_()], ids=["bfloat16", "grad"])

@@ -10,7 +10,7 @@ import pytest
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_iris
-from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -195,18 +195,6 @@ def test_labels_and_weights_may_be_columns(iris, weights, library):
 
 
 @config_context(enable_metadata_routing=True)
-def test_pipeline_routes_sample_weight(iris, weights):
-    X, y = iris
-    scaler = StandardScaler().set_fit_request(sample_weight=False)
-    pipeline = make_pipeline(scaler, SoftmaxRegression().set_fit_request(sample_weight=True))
-    pipeline.fit(X, y, sample_weight=weights)
-    X_scaled = StandardScaler().fit_transform(X)
-    weighted = SoftmaxRegression().fit(X_scaled, y, sample_weight=weights)
-    np.testing.assert_array_equal(pipeline[-1].coef_, weighted.coef_)
-    assert not np.allclose(weighted.coef_, SoftmaxRegression().fit(X_scaled, y).coef_, rtol=1e-3)
-
-
-@config_context(enable_metadata_routing=True)
 def test_grid_search_routes_sample_weight_to_fit_and_score(iris, weights):
     ours, theirs = (
         GridSearchCV(
@@ -217,12 +205,6 @@ def test_grid_search_routes_sample_weight_to_fit_and_score(iris, weights):
     )
     np.testing.assert_allclose(ours.cv_results_["mean_test_score"], theirs.cv_results_["mean_test_score"], rtol=1e-12)
     np.testing.assert_allclose(ours.best_estimator_.coef_, theirs.best_estimator_.coef_, atol=1e-5)
-
-
-@config_context(enable_metadata_routing=True)
-def test_sample_weight_that_nobody_requested_is_refused(iris, weights):
-    with pytest.raises(UnsetMetadataPassedError, match="sample_weight"):
-        GridSearchCV(SoftmaxRegression(), {"C": [1.0]}).fit(*iris, sample_weight=weights)
 
 
 def test_tags_state_what_is_supported():
