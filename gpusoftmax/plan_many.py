@@ -85,10 +85,10 @@ def plan_waves(
 
 
 def _problem_bytes(n_rows: int, n_features: int, n_classes: int, size: int, is_soft: bool) -> int:
-    """Return the bytes of one problem in a wave: X, pairs and factor twice, since a wave that shrinks is copied."""
+    """Return the bytes of one problem in a wave: X and factor twice, since a wave that shrinks is copied."""
     n_params = (n_features + 1) * n_classes
     rows = n_rows * (2 * (n_features + 1) * size + (N_LOGITS + 2 * is_soft) * n_classes * size + 8 * 8)
     slots = N_PAIRS + 1
-    solver = (2 * 3 * slots + N_VECTORS) * n_params * size + 8 * 6 * slots**2
+    solver = (3 * slots + N_VECTORS) * n_params * size + 8 * 6 * slots**2
     factors = 2 * size * (n_features + 1) ** 2 if n_features < MAX_METRIC_FEATURES else 0
     return rows + solver + factors + 4096

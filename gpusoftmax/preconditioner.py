@@ -16,6 +16,9 @@ from gpusoftmax.arrays import Arrays
 from gpusoftmax.exceptions import NonFiniteError
 
 LEAST_LEVEL = 1e-20  # of curvature: float32 can divide by it
+SERVES = (
+    32.0  # times the resolution of its shares is the weakest penalty that a metric serves, in those it was made with
+)
 ALIKE = 6.0  # largest spread of curvature over penalty that one Cholesky factor serves: more costs passes
 
 
@@ -70,8 +73,11 @@ class KroneckerMetric:
         classes = None if self.classes is None else self.classes[places]
         return replace(self, classes=classes, spectrum=self.spectrum.select(active, places))
 
-    def adapted(self, strength: np.ndarray, spread: np.ndarray) -> Self:
+    def adapted(self, strength: np.ndarray, spread: np.ndarray) -> Self | None:
         """Return the metric with other penalties, at other params, which costs no pass; for one that is lasting.
+
+        None where it cannot serve: beside the penalties that it was made with, rounding has left nothing of curvature
+        that these do not outweigh.
 
         Parameters
         ----------
@@ -79,6 +85,8 @@ class KroneckerMetric:
             Of the penalties, and the trace of E[diag(y) - yyᵀ] at those params: the level of the loss's curvature,
             which falls by powers of ten where a model separates its rows.
         """
+        if strength.min(where=strength > 0, initial=np.inf) < SERVES * self.spectrum.resolution * self.spectrum.level:
+            return None
         return replace(self, spectrum=self.spectrum.adapted(self.arrays, strength, spread), n_passes=0.0)
 
 
@@ -98,6 +106,8 @@ class Spectrum:
         That of the strengths.
     least : float
         Undetermined directions must not magnify rounding.
+    resolution : float
+        Rounding error of `share`.
     curvature : array of shape (n_problems, n_features + 1, n_classes)
     """
 
@@ -106,23 +116,27 @@ class Spectrum:
     share: np.ndarray
     level: float
     least: float
+    resolution: float
     curvature: np.ndarray
 
     @classmethod
-    def of(cls, arrays: Arrays, classes, spread, share, level: float, least: float, strength: np.ndarray) -> Self:
+    def of(
+        cls, arrays: Arrays, classes, spread, share, *, level: float, least: float, resolution: float, strength
+    ) -> Self:
         """Return the spectrum with penalties of some strength, (n_problems,) on the host."""
         curvature = classes[:, np.newaxis, :] * share[:, np.newaxis]
         relative = arrays.to_device(strength / level, share.dtype)
         curvature += relative[:, np.newaxis, np.newaxis] * (1 - share)[:, np.newaxis]
         largest = curvature.max(axis=(1, 2), keepdims=True)
         arrays.xp.maximum(curvature, least * largest.clip(LEAST_LEVEL, 1), out=curvature)
-        return cls(classes, spread, share, level, least, curvature)
+        return cls(classes, spread, share, level, least, resolution, curvature)
 
     def adapted(self, arrays: Arrays, strength: np.ndarray, spread: np.ndarray) -> Self:
         spread = np.where(spread > 0, spread, self.spread)  # neither is NaN one nor what has underflowed
         ratio = arrays.to_device(spread / self.spread, self.classes.dtype)
         classes = ratio[:, np.newaxis] * self.classes
-        return self.of(arrays, classes, spread, self.share, self.level, self.least, strength)
+        constants = {"level": self.level, "least": self.least, "resolution": self.resolution}
+        return self.of(arrays, classes, spread, self.share, **constants, strength=strength)
 
     def select(self, kept: np.ndarray, places) -> Self:
         return replace(self, classes=self.classes[places], spread=self.spread[kept], curvature=self.curvature[places])
@@ -177,7 +191,8 @@ def kronecker_metric(
     sigma = np.maximum(sigma, tiny) / level
     ratio = strength[:, np.newaxis] / (sigma if U is None else sigma[:, :-1])  # the last moves all classes alike
     is_alike = ratio.size == 0 or ratio.max() <= ALIKE * ratio.min()
-    T, share = _feature_basis(arrays, gram, penalty, max(32 * precision, 1e-11), is_alike and not is_lasting)
+    resolution = max(32 * precision, 1e-11)
+    T, share = _feature_basis(arrays, gram, penalty, resolution, is_alike and not is_lasting)
     units = arrays.to_device(np.append(scale, float(has_intercept)), gram.dtype)
     T *= units if T.ndim == 1 else units[:, np.newaxis]
     spectrum = Spectrum.of(
@@ -187,6 +202,7 @@ def kronecker_metric(
         arrays.to_device(share, gram.dtype),
         level=reference or 1.0,
         least=float(np.sqrt(precision)),
+        resolution=resolution,
         strength=strength,
     )
     return KroneckerMetric(arrays, T, None if U is None else arrays.to_device(U, gram.dtype), spectrum, n_passes)

@@ -13,7 +13,7 @@ from gpusoftmax.penalties import L2
 from gpusoftmax.plan import metric_sample, plan_fit
 from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Progress, Solution
 from gpusoftmax.solvers.continuation import Trail
-from gpusoftmax.solvers.ladder import climb
+from gpusoftmax.solvers.ladder import after, climb
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource, feature_range, sample_rows, weight_per_class
 
@@ -196,7 +196,8 @@ class Bound:
         old.add_gradient(-W, gradient[:-1])
         value = before.value + self.backend.to_host(new.value(W) - old.value(W))
         params, value, gradient, n_passes = self._guess(solver, C, stage.trail, before.params, value, gradient)
-        solution = self.solve(solver, C, params, callback, Known(value, gradient, metric, pairs))
+        known = Known(value, gradient, metric, pairs)
+        solution = self.solve(solver, C, params, after(callback, n_passes), known)
         return replace(solution, n_passes=solution.n_passes + n_passes)
 
     def _guess(self, solver: LBFGS, C, trail: Trail, params, value, gradient):
@@ -205,12 +206,13 @@ class Bound:
         if step is None:
             return params, value, gradient, 0
         slope = self.backend.to_host((gradient * step).sum(axis=(0, 2)))
-        if not (-0.5 * slope > solver.negligible_decrease(value)).any():
+        is_promising = -0.5 * slope > solver.negligible_decrease(value)
+        if not is_promising.any():
             return params, value, gradient, 0
         guess = params + step
         guess_value, guess_gradient = self.objectives(C)[-1].value_and_grad(guess)
         guess_value = self.backend.to_host(guess_value)
-        is_better = guess_value < value
+        is_better = is_promising & (guess_value < value)
         chosen, where = self.backend.to_device(is_better)[:, np.newaxis], self.backend.xp.where
         value = np.where(is_better, guess_value, value)
         return where(chosen, guess, params), value, where(chosen, guess_gradient, gradient), 1
@@ -228,8 +230,8 @@ class Bound:
 def _with_penalty(strength, n_classes: int, s, y):
     """Return steps and gradient differences (n_problems, n_params) under an L2 penalty of so much more strength.
 
-    Both come centred over the classes, which moves no logits apart: of a step of the size of rounding nothing else
-    might be left, and no metric would ever see it again.
+    Both come centred over the classes: a part that is constant over them may be most of what rounding leaves of a short
+    step, and no metric sees it.
     """
     s, y = (each.reshape(len(each), -1, n_classes) for each in (s, y))
     s, y = (each - each.mean(axis=2, keepdims=True) for each in (s, y))

@@ -7,7 +7,7 @@ from gpusoftmax.solvers.continuation import LENGTH, Trail
 
 RNG = np.random.default_rng(0)
 START, WAY = RNG.normal(size=(2, 5, 3, 4))
-TIMES = np.array([[0.0, 1.0, -2.0], [1.0, 1.5, 0.0], [3.0, 1.7, 1.0], [4.0, 4.0, 1.5]])  # of 3 problems
+TIMES = np.array([[0.0, 1.0, -2.0], [1.0, 1.5, 0.0], [3.0, 2.2, 1.0], [4.0, 4.0, 1.5]])  # of 3 problems
 
 
 def trail_of(path, times=TIMES[:3]):
@@ -54,8 +54,9 @@ def test_only_the_last_three_count():
         [[0.0] * 3, [1.0] * 3, [1.0] * 3, [2.0] * 3],
         [[0.0] * 3, [1.0] * 3, [2.0] * 3, [np.inf] * 3],
         [[0.0] * 3, [1.0] * 3, [np.inf] * 3, [np.inf] * 3],
+        [[0.0] * 3, [0.003] * 3, [0.006] * 3, [9.2] * 3],
     ],
-    ids=["the oldest twice", "the middle twice", "to no penalty", "from no penalty"],
+    ids=["the oldest twice", "the middle twice", "to no penalty", "from no penalty", "far away"],
 )
 def test_no_guess_where_times_give_none(times):
     times = np.array(times)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from oracle import assert_close
 
+import gpusoftmax.solvers.pairs
 from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.solvers.pairs import PER_PROBLEM, Pairs, without_holes
 
@@ -137,7 +138,9 @@ def test_a_pair_goes_that_has_next_to_no_curvature_left():
     assert_close(inverse_hessian(pairs, np.ones((1, 2)), np.ones((1, 2)))[0], [1.0, 1.0], 1e-14)
 
 
-def test_selected_pairs_share_memory_and_return_to_their_places():
+@pytest.mark.parametrize("piece", [7, 1 << 16])
+def test_selected_pairs_share_memory_and_return_to_their_places(piece, monkeypatch):
+    monkeypatch.setattr(gpusoftmax.solvers.pairs, "PIECE", piece)
     pairs, _ = filled()
     copies = {name: getattr(pairs, name).copy() for name in PER_PROBLEM}
     kept = without_holes(np.array([False, True, True]))
@@ -146,11 +149,23 @@ def test_selected_pairs_share_memory_and_return_to_their_places():
     assert np.shares_memory(chosen.Y, pairs.Y)
     for name, copy in copies.items():
         np.testing.assert_array_equal(getattr(chosen, name), copy[kept], err_msg=name)
-    last = chosen.select(np.array([1]))
+    last = chosen.select(without_holes(np.array([False, True])))
     np.testing.assert_array_equal(last.Y, copies["Y"][kept[1:]])
     pairs.in_first_order()
     for name, copy in copies.items():
         np.testing.assert_array_equal(getattr(pairs, name), copy, err_msg=name)
+
+
+@pytest.mark.parametrize("kept", [[0, 1], [1, 2], [2, 0], [1]])
+def test_only_some_pairs_are_whole_again(kept):
+    pairs, _ = filled()
+    copies = {name: getattr(pairs, name).copy() for name in PER_PROBLEM}
+    pairs.select(without_holes(np.array([False, True, True])))
+    some = pairs.only(np.array(kept))
+    some.select(without_holes(np.arange(len(kept)) > 0))
+    some.in_first_order()
+    for name, copy in copies.items():
+        np.testing.assert_array_equal(getattr(some, name), copy[kept], err_msg=name)
 
 
 @pytest.mark.parametrize(

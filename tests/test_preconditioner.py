@@ -333,6 +333,14 @@ class TestAdapted:
         assert metric.adapted(np.full(N_PROBLEMS, 9.0), 2 * metric.spectrum.spread).n_passes == 0
         np.testing.assert_array_equal(metric.spectrum.curvature, before)
 
+    @pytest.mark.parametrize(("precision", "weakest"), [(2.0**-23, 1e-4), (2.0**-52, 1e-9)])
+    def test_serves_no_penalty_beside_which_rounding_left_nothing_of_the_loss(self, precision, weakest):
+        metric = made_metric(np.full(N_PROBLEMS, 0.1), is_lasting=True, precision=precision)
+        strength = np.array([0.1, 0.1, 0.1 * 10 * weakest])
+        assert metric.adapted(strength, metric.spectrum.spread) is not None
+        strength[2] = 0.1 * 0.1 * weakest
+        assert metric.adapted(strength, metric.spectrum.spread) is None
+
     def test_of_chosen_problems(self):
         strength, spread, kept = np.array([0.1, 1.0, 7.0]), np.array([0.3, 0.2, 0.1]), np.array([2, 0])
         metric = made_metric(np.full(N_PROBLEMS, 0.1), is_lasting=True)

@@ -16,6 +16,8 @@ import gpusoftmax.sweeps
 from gpusoftmax import ConvergenceWarning, SoftmaxRegression, Status, WorkspaceError, sweep
 from gpusoftmax.backends.cpu import NumpyPass
 from gpusoftmax.plan_sweep import plan_sweep
+from gpusoftmax.solvers.continuation import Trail
+from gpusoftmax.solvers.pairs import Pairs
 from gpusoftmax.sweep_result import Setting, strongest_within_error
 
 X, Y = datasets.load_wine(return_X_y=True)
@@ -364,6 +366,31 @@ class TestResult:
         train, _ = list(GroupKFold(3).split(X, Y, groups))[2]
         alone = SoftmaxRegression(tol=TOL).fit(X[train], Y[train])
         np.testing.assert_allclose(result.coef[2], alone.coef_, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_paths_remember_saves_passes(dtype, monkeypatch):
+    x, y, Cs = X.astype(dtype), Y, np.logspace(-4, 4, 20)
+    passes = [sweep(x, y, Cs=Cs).n_passes.sum()]
+    for room, name in ((Trail, "step_to"), (Pairs, "in_first_order")):
+        forgetful = {"step_to": lambda *_: None, "in_first_order": forgotten}[name]
+        monkeypatch.setattr(room, name, forgetful)
+        passes.append(sweep(x, y, Cs=Cs).n_passes.sum())
+    alone = sum(SoftmaxRegression(C=C).fit(x, y).n_passes_ for C in Cs)
+    assert passes[0] < 0.8 * passes[1]
+    assert passes[1] < 0.9 * passes[2]
+    assert passes[2] < 0.8 * alone
+
+
+def forgotten(pairs):
+    pairs.forget(np.arange(len(pairs.age)))
+    return pairs
+
+
+def test_every_pass_of_a_path_is_counted_where_it_is_shown(capsys):
+    """Those for guesses too, which save the more passes."""
+    result = sweep(X, Y, Cs=np.logspace(-2, 4, 7), verbose=1)
+    assert f" {result.n_passes.sum():,.0f} passes" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("heeds_ctrl_c")

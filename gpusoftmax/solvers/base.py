@@ -119,11 +119,14 @@ class Solution:
     pairs: Any = None
 
     def select(self, places, kept: np.ndarray) -> Self:
-        """Return the solution of some problems, whose numbers `kept` are `places` where the params are."""
+        """Return the solution of some problems, whose numbers `kept` are `places` where the params are.
+
+        It may share the memory of the pairs.
+        """
         numbers = ("value", "gradient_norm", "remaining_decrease", "n_iter", "n_passes", "status")
         chosen = {name: getattr(self, name)[kept] for name in numbers}
         metric = None if self.metric is None else self.metric.select(kept)
-        pairs = None if self.pairs is None else self.pairs.in_first_order().select(kept)
+        pairs = None if self.pairs is None else self.pairs.only(kept)
         vectors = {"params": self.params[:, places], "gradient": self.gradient[:, places]}
         return replace(self, metric=metric, pairs=pairs, **vectors, **chosen)
 

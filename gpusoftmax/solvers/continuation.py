@@ -8,7 +8,8 @@ import numpy as np
 from gpusoftmax.arrays import Arrays
 
 LENGTH = 3  # solutions that a guess needs
-MOST_GROWTH = 1.5  # of the velocity, over one step
+MOST_GROWTH = 1.5  # of the velocity, from one step to the next
+LONGEST = 4.0  # step ahead, in last ones: what lies farther is anyone's guess
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Trail:
             duration, last_duration, ahead = np.diff([*self.times, time], axis=0)
             growth = np.clip(along / square * duration / last_duration, 0, MOST_GROWTH)
             factor = growth ** ((last_duration + ahead) / (duration + last_duration)) * ahead / last_duration
-        factor = np.where(np.isfinite(factor), factor, 0.0)
+            factor = np.where((ahead <= LONGEST * last_duration) & np.isfinite(factor), factor, 0.0)
         return self.arrays.to_device(factor[:, np.newaxis], last.dtype) * last
 
     def select(self, places, kept: np.ndarray) -> Self:

@@ -38,9 +38,10 @@ def climb(
     spent: list[Solution] = []
     for objective in coarse:
         stop = _UntilRounding(objective.precision, _after(spent, callback))
-        known = Known(metric=known.metric)  # a pair of rounded gradients is another than one of exact ones
-        spent.append(_with_steps(solver, _steps_left(solver, spent)).minimize(objective, params, stop, known))
-        params = spent[-1].params
+        known = Known(metric=known.metric, pairs=known.pairs)
+        solution = _with_steps(solver, _steps_left(solver, spent)).minimize(objective, params, stop, known)
+        params, known = solution.params, replace(known, pairs=solution.pairs)
+        spent.append(replace(solution, pairs=None))
         if stop.is_interrupted:  # nothing exact has judged what had ended by then
             status = spent[-1].status
             spent[-1] = replace(spent[-1], status=np.where(status == Status.NON_FINITE, status, Status.STOPPED))
@@ -77,12 +78,10 @@ class _UntilRounding:
         return self.is_interrupted or bool(is_low) or self._n_stalled >= MAX_STALLED
 
 
-def _after(spent: list[Solution], callback: Callback | None) -> Callback | None:
-    """Return a callback to which a solve goes on where others ended."""
-    if callback is None or not spent:
+def after(callback: Callback | None, n_passes: float, n_iter: int | np.ndarray = 0) -> Callback | None:
+    """Return a callback that hears of a solve as of one that goes on after so many passes and steps."""
+    if callback is None or not n_passes:
         return callback
-    n_passes = float(sum(solution.n_passes.max() for solution in spent))
-    n_iter = sum(solution.n_iter for solution in spent)
     return lambda progress: callback(
         replace(
             progress,
@@ -91,6 +90,12 @@ def _after(spent: list[Solution], callback: Callback | None) -> Callback | None:
             n_iter=progress.n_iter + n_iter,
         )
     )
+
+
+def _after(spent: list[Solution], callback: Callback | None) -> Callback | None:
+    """Return a callback to which a solve goes on where others ended."""
+    n_passes = float(sum(solution.n_passes.max() for solution in spent))
+    return after(callback, n_passes, sum(solution.n_iter for solution in spent))
 
 
 def _steps_left(solver: LBFGS, spent: list[Solution]) -> int:

@@ -7,7 +7,7 @@ Math. Program. 63, 129-156).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from gpusoftmax.arrays import Arrays
 
 PER_PROBLEM = ("Y", "S_HY", "D", "R_inverse", "YHY", "age", "candidate")
 LEAST_LEFT = 0.01  # of a pair's curvature: below, what rounding had added to it matters
+PIECE = 1 << 16  # numbers that change places together
 
 
 class Products(NamedTuple):
@@ -133,7 +134,7 @@ class Pairs:
 
     def steps_times(self, vectors):
         """Return the inner products of S with one vector a problem, (n_problems, n_slots), not yet on the host."""
-        return times(self.S_HY[:, :, 0], vectors)
+        return self._products_with(vectors)[:, :, 0]
 
     def differences_times(self, vectors):
         """Return the inner products of Y with one vector a problem, (n_problems, n_slots), not yet on the host."""
@@ -202,14 +203,16 @@ class Pairs:
     def revise(self, change: Callable) -> None:
         """Account for other functions: ``change(s, y)`` returns a slot's steps and differences as they are of those.
 
-        Where no curvature is left along a step, or next to none of what was measured, its pair goes. The metric is to
+        Where that leaves no curvature along a step, or next to none of what there was, its pair goes. The metric is to
         be changed next.
         """
         is_pair = self.age > 0
         before = np.where(is_pair, self.D, 0.0)
         for slot in range(self.n_used):
             self.S_HY[:, slot, 0], self.Y[:, slot] = change(self.S_HY[:, slot, 0], self.Y[:, slot])
-        SY = self.arrays.to_host(self.S_HY[:, :, 0] @ self.Y.transpose(0, 2, 1)).astype(np.float64)
+        SY = np.zeros_like(self.YHY)
+        for slot in range(self.n_used):  # one at a time: a product of all would copy them on some devices
+            SY[:, :, slot] = self.arrays.to_host(self.steps_times(self.arrays.xp.ascontiguousarray(self.Y[:, slot])))
         self.D = np.einsum("pss->ps", SY).copy()
         lost = ~is_pair | (LEAST_LEFT * before >= self.D)
         places = self.arrays.to_device(lost)
@@ -222,7 +225,7 @@ class Pairs:
             inverse[here] = np.linalg.inv(np.triu(inner[here]))
 
     def select(self, kept: np.ndarray) -> Self:
-        """Return the pairs of the problems in `kept`, whose places are ascending or of `without_holes`.
+        """Return the pairs of the problems in `kept`, whose places are of `without_holes`.
 
         They stay in the same memory, those of the others behind them.
         """
@@ -238,9 +241,21 @@ class Pairs:
             self.swap(*self.moves.pop())
         return self
 
+    def only(self, kept: np.ndarray) -> Self:
+        """Return the pairs of some problems as those of all; the first ones' stay in the same memory."""
+        whole, is_first = self.in_first_order(), np.array_equal(kept, np.arange(len(kept)))
+        places = slice(len(kept)) if is_first else self.arrays.to_device(kept)
+        chosen: dict[str, Any] = {"Y": whole.Y[places], "S_HY": whole.S_HY[places]}
+        chosen |= {name: getattr(whole, name)[kept] for name in PER_PROBLEM if name not in chosen}
+        return replace(whole, moves=[], **chosen)
+
     def swap(self, place: int, other: int) -> None:
         for array in (getattr(self, name) for name in PER_PROBLEM):
-            array[place], array[other] = array[other].copy(), array[place].copy()
+            a, b = array[place : place + 1].reshape(-1), array[other : other + 1].reshape(-1)
+            for start in range(0, a.size, PIECE):
+                piece = slice(start, start + PIECE)
+                spare = a[piece].copy()
+                a[piece], b[piece] = b[piece], spare
 
 
 def without_holes(is_kept: np.ndarray) -> np.ndarray:
