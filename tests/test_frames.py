@@ -18,6 +18,7 @@ from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
 
 from gpusoftmax import EarlyStopping, SoftmaxRegression, SoftmaxRegressionCV, evaluate, load_model, save_model
 from gpusoftmax.frames import as_frame
@@ -244,12 +245,22 @@ def test_cross_val_predict_returns_arrays(library, method, n_classes):
 @every_library
 @pytest.mark.parametrize("scoring", ["neg_log_loss", "neg_brier_score", "roc_auc"])
 def test_the_search_for_c_scores_two_classes(library, scoring):
-    X, y = data(2)
+    X, y = data(2, np.arange(3))
     plain = SoftmaxRegressionCV(Cs=[0.01, 1], cv=2, scoring=scoring).fit(X, y)
     framed = everywhere(clone(plain), library).fit(X, y)
     assert_array_equal(framed.scores_, plain.scores_)
     assert framed.score(X, y) == plain.score(X, y)
     assert isinstance(framed.predict_proba(X), TYPES[library])
+
+
+def test_estimator_checks_that_index_no_arrays_pass():
+    indexing = ["check_classifiers_classes", "check_classifiers_train", "check_decision_proba_consistency"]
+    results = check_estimator(
+        everywhere(SoftmaxRegression(), "pandas"),
+        expected_failed_checks=dict.fromkeys(indexing, "takes what is returned for an array"),
+        on_skip=None,
+    )
+    assert {result["check_name"] for result in results if result["status"] == "xfail"} == set(indexing)
 
 
 @every_library
