@@ -78,7 +78,7 @@ class ManyFits:
         estimator.n_iter_, estimator.n_passes_ = self.n_iter[[p]], float(self.n_passes[p])
         estimator.status_, estimator.n_features_in_ = self.status[p], coef.shape[1]
         estimator.objective_, estimator.gradient_norm_ = float(self.objective[p]), float(self.gradient_norm[p])
-        estimator.history_ = None
+        estimator.history_, estimator.temperature_ = None, 1.0
         return estimator
 
     def to_frame(self):

@@ -274,7 +274,7 @@ MUTANTS = (
     Mutant("a factor that is none", BACKEND, "factors", "answer",
            "if not self.to_host(self.cupy.isfinite(L.diagonal()).all()):", "if False:"),
     Mutant("a fit goes on where it began", "solvers/ladder.py", "rounded fit", "answer",
-           "params = spent[-1].params", "params = params"),
+           "params, known = solution.params, ", "params, known = params, "),
 )  # fmt: skip
 CONTROL = Mutant("the unchanged source", "__init__.py", "", "")
 

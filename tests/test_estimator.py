@@ -27,6 +27,7 @@ ATTRIBUTES = {
     "objective_",
     "gradient_norm_",
     "history_",
+    "temperature_",
     "n_features_in_",
 }
 PREDICTIONS = ["predict", "predict_proba", "predict_log_proba", "decision_function"]
