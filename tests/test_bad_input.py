@@ -35,10 +35,8 @@ def assert_unchanged(clf, before):
     assert list(now) == list(attributes)
     for name, value in attributes.items():
         assert now[name] is value, f"{name} is another object"
-        value, content = (
-            getattr(each, "__dict__", each) for each in (value, contents[name])
-        )  # of a history its arrays
-        np.testing.assert_equal(value, content, err_msg=f"{name} was written to")
+        held, copied = (getattr(each, "__dict__", each) for each in (value, contents[name]))  # a history's arrays
+        np.testing.assert_equal(held, copied, err_msg=f"{name} was written to")
 
 
 def assert_says(error, words):
