@@ -1,8 +1,8 @@
 """How the problems of a sweep are solved: together, or one from where another ended. Pure arithmetic.
 
 A *path* is the strengths of one fold, weakest model first; each fit starts where those before it point, which takes a
-fourth to a tenth of the passes of a start from nothing. Folds give paths that share every pass. Where passes are so short that
-calls take the time, the strengths of a fold are cut into several paths.
+fourth to a tenth of the passes of a start from nothing. Folds give paths that share every pass. Where passes are so
+short that calls take the time, the strengths of a fold are cut into several paths.
 """
 
 from dataclasses import dataclass
