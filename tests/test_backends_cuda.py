@@ -107,6 +107,20 @@ def test_auto_takes_the_cpu_where_something_is_missing(machine, words, monkeypat
         assert SoftmaxRegression().fit(X, Y).score(X, Y) > 0.5
 
 
+@pytest.mark.parametrize("has_driver", [True, False])
+def test_auto_imports_cupy_only_where_there_is_a_driver(has_driver, monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('imported').touch()\nraise OSError\n"
+    )
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(
+        "gpusoftmax.backends.cuda.DRIVERS", ["absent.so", np._core._multiarray_umath.__file__][: 1 + has_driver]
+    )
+    assert get_backend("auto").name == "cpu"
+    assert (tmp_path / "imported").exists() == has_driver
+
+
 def test_arrays_on_a_device_need_cupy_too(monkeypatch):
     class Tensor:
         shape, dtype = X.shape, X.dtype

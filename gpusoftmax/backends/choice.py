@@ -1,8 +1,10 @@
 """The one place where a device is chosen, by name and by where the data already is."""
 
+from contextlib import suppress
+
 from gpusoftmax.backends.base import Backend
 from gpusoftmax.backends.cpu import NumpyBackend
-from gpusoftmax.backends.cuda import CupyBackend
+from gpusoftmax.backends.cuda import CupyBackend, may_have_gpu
 from gpusoftmax.exceptions import DeviceError
 
 
@@ -34,7 +36,7 @@ def get_backend(device: str, cuda_device: int | None = None) -> Backend:
         return NumpyBackend()
     if device == "cuda" or cuda_device is not None:
         return CupyBackend(cuda_device)
-    try:
-        return CupyBackend()
-    except DeviceError:
-        return NumpyBackend()
+    if may_have_gpu():
+        with suppress(DeviceError):
+            return CupyBackend()
+    return NumpyBackend()

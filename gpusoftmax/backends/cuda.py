@@ -3,6 +3,8 @@
 The host waits for the device where `to_host` is called, and nowhere else.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
@@ -26,7 +28,21 @@ COARSER = {"auto": ["tf32"], "highest": [], "high": ["tf32"], "medium": ["bfloat
 TENSOR_CORES = 80  # first compute capability whose tensor cores take float32, rounded
 INSTALL = "pip install 'gpusoftmax[cuda13]' (or [cuda12], by the driver's CUDA version)"
 NO_GPU = "{} found no CUDA GPU on this machine: give device='cpu', or let CUDA_VISIBLE_DEVICES name one."
+DRIVERS = ["libcuda.so.1", "/run/opengl-driver/lib/libcuda.so.1", "nvcuda.dll"]  # Linux, NixOS, Windows
 PREDICTIONS = {"probabilities": "PROBABILITIES", "log_probabilities": "LOG_PROBABILITIES"}
+
+
+def may_have_gpu() -> bool:
+    """Return whether to ask CuPy for a GPU: importing it costs 20 MB, which a look for the driver saves."""
+    if "cupy" in sys.modules:
+        return True
+    for name in DRIVERS:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def load_cupy(who: str = "device='cuda'", cuda_device: int | None = None) -> Any:
