@@ -104,7 +104,7 @@ def write_report(
     >>> clf = SoftmaxRegression().fit(X[::2], y[::2])
     >>> write_report("iris.html", clf, X[1::2], y[1::2], source="iris, every other row")  # doctest: +SKIP
     """
-    template = _template()
+    template = page_template()
     evaluation = evaluate(model, X, y, sample_weight)
     page = template.render(
         title=title or "Softmax regression",
@@ -129,7 +129,14 @@ def write_report(
     Path(path).write_text(page, encoding="utf-8", newline="\n")
 
 
-def _template():
+def page_template():
+    """Return the page to fill in, of jinja2.
+
+    Raises
+    ------
+    ImportError
+        What pages are drawn and written with is not installed.
+    """
     try:
         import matplotlib as mpl  # noqa: F401  # it is missed before the work, not after it
         from jinja2 import Environment, StrictUndefined

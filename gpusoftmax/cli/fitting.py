@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpusoftmax.calibration import calibrate
-from gpusoftmax.cli.judging import judge, say_scores, write_report
+from gpusoftmax.cli.judging import check_report, judge, say_scores, write_report
 from gpusoftmax.cli.outputs import check_output, written_whole
 from gpusoftmax.cli.request import Request, Split, check_classes
 from gpusoftmax.cli.terminal import Terminal
@@ -50,7 +50,7 @@ def fit(
 ) -> None:
     """Fit one model, its C chosen by cross-validation where folds are given; judge it, save it, report on it."""
     check_output(model_path, [".safetensors"])
-    check_output(report_path, [".html"])
+    check_report(report_path)
     data = _prepare(terminal, request, calibration_size)
     start = time.perf_counter()
     result = _sweep(terminal, request, data) if request.n_folds else None

@@ -15,6 +15,7 @@ from gpusoftmax.evaluation import Evaluation
 from gpusoftmax.evaluation import evaluate as evaluate_model
 from gpusoftmax.exceptions import DataError
 from gpusoftmax.persistence import load_model
+from gpusoftmax.report import page_template
 from gpusoftmax.report import write_report as write_page
 from gpusoftmax.sweep_result import SweepResult
 from gpusoftmax.tables import Selection, Table
@@ -96,7 +97,7 @@ def evaluate(
     report_path: Path | None,
 ) -> None:
     """Judge a saved model by the rows of a file, or by those that `fit` held out of it."""
-    check_output(report_path, [".html"])
+    check_report(report_path)
     model = load_model(model_path).set_params(device=device)
     table = read_for(model, data, selection)
     if table.y is None:
@@ -110,6 +111,13 @@ def evaluate(
         write_report(model, table, y, rows, report_path)
         terminal.say(f"Report: {report_path}")
     terminal.answer({"data": data, "model": model_path, **scores.as_dict(), "report": report_path})
+
+
+def check_report(path: Path | None) -> None:
+    """Raise unless a report can be written, as `check_output` does, or ImportError."""
+    check_output(path, [".html"])
+    if path is not None:
+        page_template()
 
 
 def write_report(
