@@ -329,7 +329,7 @@ def test_no_space_left_behind_standard_output(here):
 def test_a_report_that_cannot_be_drawn_is_refused_before_the_work(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     files = sorted(path.name for path in here.iterdir())
-    result = invoke([*GOOD_FIT, "-o", "m.safetensors", "--report", "r.html"])
+    result = invoke([*GOOD_FIT, "--test-size", "0.2", "-o", "m.safetensors", "--report", "r.html"])
     assert result.exit_code == 1
     assert result.stderr == "Error: write_report needs matplotlib and jinja2: pip install 'gpusoftmax[plots]'\n"
     assert sorted(path.name for path in here.iterdir()) == files
