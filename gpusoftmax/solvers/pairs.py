@@ -206,13 +206,17 @@ class Pairs:
         Where that leaves no curvature along a step, or next to none of what there was, its pair goes. The metric is to
         be changed next.
         """
-        is_pair = self.age > 0
+        if not self.n_used:
+            return
+        xp, is_pair = self.arrays.xp, self.age > 0
         before = np.where(is_pair, self.D, 0.0)
         for slot in range(self.n_used):
             self.S_HY[:, slot, 0], self.Y[:, slot] = change(self.S_HY[:, slot, 0], self.Y[:, slot])
+        each = (
+            xp.ascontiguousarray(self.Y[:, slot]) for slot in range(self.n_used)
+        )  # one at a time: all would be a copy
         SY = np.zeros_like(self.YHY)
-        for slot in range(self.n_used):  # one at a time: a product of all would copy them on some devices
-            SY[:, :, slot] = self.arrays.to_host(self.steps_times(self.arrays.xp.ascontiguousarray(self.Y[:, slot])))
+        SY[:, :, : self.n_used] = self.arrays.to_host(xp.stack([self.steps_times(y) for y in each], axis=2))
         self.D = np.einsum("pss->ps", SY).copy()
         lost = ~is_pair | (LEAST_LEFT * before >= self.D)
         places = self.arrays.to_device(lost)
