@@ -70,10 +70,11 @@ class TestWhole:
             assert f"\n## {name}\n" in page
             assert f"\n| {name} | " in page
 
-    def test_every_kernel_and_both_designs_are_checked(self, whole):
+    def test_every_kernel_both_designs_and_every_way_to_fit_are_checked(self, whole):
         sections = whole[1]["sections"]
         kernels = {row["kernel"] for row in sections["kernels"]["rows"]}
         assert kernels == {"residual", "fused_small", "column_sums", "pad_classes, unpad_classes"}
+        assert {row["what"] for row in sections["fits"]["rows"]} == {"fit", "sweep", "fit_many"}
         assert {"two products", "one kernel"} <= {row["design"] for row in sections["plans"]["rows"]}
         assert any("test_same_answer" in row["files"] for row in sections["tests"]["rows"])
 

@@ -6,11 +6,12 @@ from itertools import product
 
 import numpy as np
 from sklearn.datasets import load_digits
+from sklearn.model_selection import StratifiedKFold
 
 from bench import judge
 from bench.cases import teacher
 from bench.gpu_check.base import Row, Run, compare, worst
-from gpusoftmax import SoftmaxRegression
+from gpusoftmax import SoftmaxRegression, fit_many, sweep
 from gpusoftmax.backends.cuda import CupyBackend
 from gpusoftmax.kernels import launches, reference
 from gpusoftmax.kernels.cuda import Kernels, gemm
@@ -254,23 +255,46 @@ def _stored(array: np.ndarray, stored: str) -> np.ndarray:
 
 
 def fits(run: Run) -> list[Row]:
-    """Compare the optimum of fits with the one that the CPU finds."""
+    """Compare the optima of single fits, sweeps and many fits with those that the CPU finds."""
     if run.is_tiny:
         data = {"teacher": teacher(120, 0, 3, 3)[:2]}
     else:
         data = {"digits": load_digits(return_X_y=True), "teacher": teacher(20_000, 0, 100, 10)[:2]}
     rows = []
     for name, (X, y) in data.items():
-        values, status = {}, {}
-        for device in ("cpu", "cuda"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the status says it
-                model = SoftmaxRegression(C=0.01, tol=1e-3 if run.is_tiny else 1e-5, device=device).fit(X, y)
-            values[device] = judge.objective(X, y, model.coef_, model.intercept_, model.C)
-            status[device] = model.status_.name
-        gap = values["cuda"] / values["cpu"] - 1
-        tolerance = 1e-3 if run.is_tiny else FIT_TOLERANCE
-        rows.append(
-            {"data": name, "dtype": X.dtype.name, "status": status["cuda"], "gap": gap, "is_right": gap <= tolerance}
-        )
+        for what, fit in {"fit": _one, "sweep": _swept, "fit_many": _many}.items():
+            optima, status = {}, {}
+            for device in ("cpu", "cuda"):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the status says it
+                    optima[device], status[device] = fit(X, y, device=device, tol=1e-3 if run.is_tiny else 1e-5)
+            gap = float((optima["cuda"] / optima["cpu"] - 1).max())
+            about = {"what": what, "data": name, "dtype": X.dtype.name, "n_problems": len(optima["cuda"])}
+            ends = " ".join(sorted({end.name for end in status["cuda"]}))
+            is_right = gap <= (1e-3 if run.is_tiny else FIT_TOLERANCE)
+            rows.append(about | {"status": ends, "gap": gap, "is_right": is_right})
     return rows
+
+
+def _one(X, y, **options) -> tuple[np.ndarray, list]:
+    """Return the optimum of one fit and how it ended."""
+    model = SoftmaxRegression(C=0.01, **options).fit(X, y)
+    return np.array([judge.objective(X, y, model.coef_, model.intercept_, model.C)]), [model.status_]
+
+
+def _swept(X, y, **options) -> tuple[np.ndarray, list]:
+    """Return the optimum of every strength on every fold and how it was reached."""
+    folds = list(StratifiedKFold(3).split(X, y))
+    result = sweep(X, y, Cs=[1e-3, 1e-2, 1e-1], cv=folds, **options)
+    fits = zip(result.coef, result.intercept, result.problems.C, result.problems.fold, strict=True)
+    optima = [judge.objective(X[rows], y[rows], W, b, C) for W, b, C, fold in fits for rows in [folds[fold][0]]]
+    return np.array(optima), list(result.status)
+
+
+def _many(X, y, **options) -> tuple[np.ndarray, list]:
+    """Return the optima of data sets of their own, one a fold, and how they ended."""
+    parts = [test for _, test in StratifiedKFold(5).split(X, y)]
+    Xs, ys = [X[rows] for rows in parts], [y[rows] for rows in parts]
+    fits = fit_many(Xs, ys, C=0.01, **options)
+    optima = [judge.objective(*each, 0.01) for each in zip(Xs, ys, fits.coef, fits.intercept, strict=True)]
+    return np.array(optima), list(fits.status)

@@ -46,11 +46,11 @@ def checkers(run: Run) -> list[Row]:
 
 
 def benchmarks(run: Run) -> list[Row]:
-    """Time passes and fits of gpusoftmax beside every library for CUDA that is installed."""
+    """Time passes, fits and sweeps of gpusoftmax beside every library for CUDA that is installed."""
     if run.is_tiny:
         return _tiny_benchmark(run)
     rows = []
-    for measure in ("pass", "fit"):
+    for measure in ("pass", "fit", "sweep"):
         done = _run("-m", "bench", measure, "--out", str(run.folder), "--libraries", *LIBRARIES)
         note = {} if done.returncode == 0 else {"output": _tail(done.stdout + done.stderr)}
         rows.append({"measure": measure, "is_right": done.returncode == 0, **note})

@@ -54,4 +54,6 @@ SWEEP: tuple[SweepLibrary, ...] = (
     ScikitLearnLoop("scikit-learn, 1 thread", limit=1),
     ScikitLearnLoop("scikit-learn, 1 thread, tol=1e-6", limit=1, tol=1e-6),
     ScikitLearnCV(),
+    OursTogether("gpusoftmax CUDA", "cuda"),
+    OursOneByOne("SoftmaxRegression CUDA, one by one", "cuda"),
 )

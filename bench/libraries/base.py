@@ -11,6 +11,7 @@ import numpy as np
 
 from bench.cases import Data
 from bench.grids import Grid
+from gpusoftmax.backends.choice import get_backend
 
 Params = tuple[np.ndarray, np.ndarray]  # W (n_features, n_classes), b (n_classes,)
 Answer = tuple[float, np.ndarray, np.ndarray]  # mean loss, its gradient in W, in b
@@ -101,3 +102,11 @@ def need_cuda(torch: Any) -> None:
 def n_threads() -> int:
     """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def backend_on(device):
+    """Return the backend of a device, or say that this machine has none."""
+    try:
+        return get_backend(device)
+    except (ValueError, RuntimeError) as error:
+        raise UnavailableError(f"needs a gpusoftmax that runs on {device}: {error}") from error

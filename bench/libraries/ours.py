@@ -6,10 +6,9 @@ from unittest import mock
 
 import numpy as np
 
-from bench.libraries.base import Pass, UnavailableError
+from bench.libraries.base import Pass, backend_on
 from bench.recording import RecordingBackend
 from gpusoftmax import SoftmaxRegression, estimator
-from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.sources import ArraySource
 
 
@@ -25,7 +24,7 @@ class Ours:
         return np.concatenate([W, b[np.newaxis]])[:, np.newaxis]
 
     def prepare_pass(self, data, params):
-        backend = self._backend()
+        backend = backend_on(self.device)
         targets = data.targets if data.is_soft else data.targets.astype(np.min_scalar_type(data.n_classes))
         X, targets, params = (backend.to_device(array) for array in (data.X, targets, params))
         dtype = data.X.dtype
@@ -45,15 +44,9 @@ class Ours:
         return Pass(run, answer, backend.session)
 
     def fit(self, data, record):
-        backend = RecordingBackend(self._backend(), record)
+        backend = RecordingBackend(backend_on(self.device), record)
         X = backend.to_device(data.X)
         with mock.patch.object(estimator, "get_backend", return_value=backend), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the judge says what was reached
             model = SoftmaxRegression(C=data.C).fit(X, data.targets)
         return backend.to_host(model.coef_).T, backend.to_host(model.intercept_)
-
-    def _backend(self):
-        try:
-            return get_backend(self.device)
-        except (ValueError, RuntimeError) as error:
-            raise UnavailableError(f"needs a gpusoftmax that runs on {self.device}: {error}") from error

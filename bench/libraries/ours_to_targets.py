@@ -19,10 +19,10 @@ class OursToTargets:
 
     def sweep(self, grid):
         if grid.X.ndim > 2:
-            fits = gpusoftmax.fit_many(grid.X, grid.y, C=float(grid.Cs[0]), tol=1e-2)
+            fits = gpusoftmax.fit_many(grid.X, grid.y, C=float(grid.Cs[0]), tol=1e-2, device="cpu")
         else:
             with mock.patch.object(training, "climb", stopping_at(grid)):
-                fits = gpusoftmax.sweep(grid.X, grid.y, Cs=grid.Cs, cv=grid.splits or None)
+                fits = gpusoftmax.sweep(grid.X, grid.y, Cs=grid.Cs, cv=grid.splits or None, device="cpu")
         yield list(zip(fits.coef, fits.intercept, strict=True))
 
 
