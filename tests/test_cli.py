@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
 
-from gpusoftmax import SoftmaxRegression, load_model
+from gpusoftmax import SoftmaxRegression, SoftmaxRegressionCV, load_model, save_model
 from gpusoftmax.cli import benching
 from gpusoftmax.cli.app import app
 from gpusoftmax.cli.benching import Case
@@ -229,6 +229,22 @@ def test_predictions_as_arrays(folder, model):
     assert_array_equal(np.load("labels.npy"), load_model(model).classes_[probabilities.argmax(axis=1)])
 
 
+def test_text_labels_that_are_objects_are_written_as_text(folder):
+    classes = np.array(["a", "bb", "ç"], object)
+    save_model(SoftmaxRegression().fit(X, classes[Y]), "m.safetensors")
+    np.save("X.npy", X)
+    run("predict", "m.safetensors", "X.npy", "-o", "labels.npy")
+    assert_array_equal(np.load("labels.npy"), plain_model().predict(X).astype(str))
+
+
+def test_an_output_may_be_a_link(folder, model):
+    (folder / "real.csv").write_text("old")
+    (folder / "link.csv").symlink_to("real.csv")
+    run("predict", model, "iris.csv", "-o", "link.csv")
+    assert (folder / "link.csv").is_symlink()
+    assert (folder / "real.csv").read_text().startswith("prediction\n")
+
+
 def test_predictions_to_standard_output(folder, model):
     lines = run("predict", model, "iris.csv").stdout.splitlines()
     assert lines[0] == "prediction"
@@ -252,6 +268,19 @@ def test_labels_of_a_part_that_look_like_numbers(folder):
     pd.DataFrame({"x": [0.0, 1], "y": [1, 2]}).to_csv("part.csv", index=False)
     run("fit", "all.csv", "-t", "y", "--C", "inf", "-o", "m.safetensors", "-q")
     assert run_json("evaluate", "m.safetensors", "part.csv", "-t", "y")["accuracy"] == 1
+
+
+@pytest.mark.parametrize("dtype", [int, object, bool, float])
+def test_labels_that_a_file_holds_as_text(folder, dtype):
+    labels = (Y > 0).astype(dtype)
+    save_model(SoftmaxRegression().fit(X, labels), "m.safetensors")
+    frame = pd.DataFrame(X, columns=NAMES).assign(y=pd.Series(labels.astype(str), dtype="string"))
+    frame.to_parquet("part.parquet", index=False)
+    assert run_json("evaluate", "m.safetensors", "part.parquet", "-t", "y")["accuracy"] == 1
+    frame.loc[[3, 7], "y"] = "unknown"
+    frame.to_parquet("part.parquet", index=False)
+    said = run("evaluate", "m.safetensors", "part.parquet", "-t", "y", code=1).stderr
+    assert "1 label not among the 2 classes: 'unknown'" in said
 
 
 def test_reports(folder, model):
@@ -282,6 +311,12 @@ def test_info_of_a_model(folder, model):
     assert said["features"] == NAMES
     assert said["status"] == "CONVERGED"
     assert "3 classes, 4 features" in run("info", model).stderr
+
+
+def test_info_of_what_cross_validation_chose(folder):
+    save_model(SoftmaxRegressionCV(Cs=3, cv=2).fit(X, Y), "cv.safetensors")
+    assert run_json("info", "cv.safetensors")["n_iter"] is None
+    assert "The fit converged" in run("info", "cv.safetensors").stderr
 
 
 def test_bench_compares_by_one_objective(monkeypatch):

@@ -326,6 +326,32 @@ def test_no_space_left_behind_standard_output(here):
     assert done.stderr == "Error: standard output: No space left on device: free some, or choose another disk.\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["predict", "iris.safetensors", "iris.csv", "-o", "p.csv.gz"], ["p.csv.gz has no suffix", ".csv"]),
+        (["sweep", "iris.csv", "-t", "species", "-o", "s.csv.gz"], ["s.csv.gz has no suffix", ".csv"]),
+        (["sweep", "iris.csv", "-t", "species", "-o", "iris.csv"], ["iris.csv is read, and would be overwritten"]),
+        (["predict", "iris.safetensors", "iris.csv", "-o", "link.csv"], ["link.csv is read", "another name"]),
+        ([*GOOD_FIT, "-o", "pipe.safetensors"], ["pipe.safetensors: Is no ordinary file"]),
+    ],
+)
+def test_outputs_that_cannot_be_are_refused_before_the_work(here, monkeypatch, command, words):
+    Path("link.csv").symlink_to("iris.csv")
+    os.mkfifo("pipe.safetensors")
+    monkeypatch.setattr("gpusoftmax.tables.read_columns", pytest.fail)
+    result = invoke(command)
+    assert result.exit_code == 1
+    assert_in_order(words, result.stderr)
+
+
+def test_parquet_without_pyarrow_is_refused_before_the_work(here, monkeypatch):
+    monkeypatch.setattr("gpusoftmax.cli.predicting.find_spec", lambda _: None)
+    monkeypatch.setattr("gpusoftmax.cli.predicting.load_model", pytest.fail)
+    result = invoke(["predict", "iris.safetensors", "iris.csv", "-o", "p.parquet"])
+    assert result.stderr == "Error: p.parquet needs pyarrow to be written: pip install 'gpusoftmax[data]'.\n"
+
+
 def test_a_report_that_cannot_be_drawn_is_refused_before_the_work(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     files = sorted(path.name for path in here.iterdir())

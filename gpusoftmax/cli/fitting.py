@@ -49,8 +49,8 @@ def fit(
     report_path: Path | None,
 ) -> None:
     """Fit one model, its C chosen by cross-validation where folds are given; judge it, save it, report on it."""
-    check_output(model_path, [".safetensors"])
-    check_report(report_path)
+    check_output(model_path, [".safetensors"], request.data)
+    check_report(report_path, request.data)
     data = _prepare(terminal, request, calibration_size)
     start = time.perf_counter()
     result = _sweep(terminal, request, data) if request.n_folds else None
@@ -100,7 +100,7 @@ def fit(
 
 def sweep(terminal: Terminal, request: Request, *, one_standard_error: bool, output: Path | None) -> None:
     """Fit every C on every fold and show which does best on the rows held out."""
-    check_output(output, [".csv"])
+    check_output(output, [".csv"], request.data)
     data = _prepare(terminal, request, 0.0)
     start = time.perf_counter()
     result = _sweep(terminal, request, data)

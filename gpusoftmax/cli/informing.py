@@ -52,10 +52,10 @@ def inform_of_model(terminal: Terminal, path: Path) -> None:
     terminal.say(f"Classes: {_some(model.classes_)}")
     terminal.say(f"Features: {'without names' if names is None else _some(names)}")
     terminal.say(f"Parameters: {', '.join(f'{name}={value!r}' for name, value in changed.items()) or 'the defaults'}")
-    terminal.say(
-        f"The fit {model.status_.sentence}: objective {model.objective_:.6g}, largest gradient "
-        f"{model.gradient_norm_:.1e}, {model.n_passes_:.0f} passes."
-    )
+    status = getattr(model, "status_", None)  # files of others may lack what a fit leaves
+    figures = {"objective": model.objective_, "largest gradient": model.gradient_norm_, "passes": model.n_passes_}
+    known = ", ".join(f"{name} {value:.6g}" for name, value in figures.items() if value is not None)
+    terminal.say(f"The fit {'is not known' if status is None else status.sentence}: {known or 'no figures'}.")
     terminal.answer(
         {
             "model": path,
@@ -64,10 +64,10 @@ def inform_of_model(terminal: Terminal, path: Path) -> None:
             "features": names,
             "dtype": str(model.coef_.dtype),
             "parameters": model.get_params(),
-            "status": model.status_.name,
+            "status": None if status is None else status.name,
             "objective": model.objective_,
             "gradient_norm": model.gradient_norm_,
-            "n_iter": int(model.n_iter_[0]),
+            "n_iter": int(model.n_iter_[0]) if hasattr(model, "n_iter_") else None,  # not kept of folds
             "n_passes": model.n_passes_,
         }
     )

@@ -97,7 +97,7 @@ def evaluate(
     report_path: Path | None,
 ) -> None:
     """Judge a saved model by the rows of a file, or by those that `fit` held out of it."""
-    check_report(report_path)
+    check_report(report_path, data, model_path)
     model = load_model(model_path).set_params(device=device)
     table = read_for(model, data, selection)
     if table.y is None:
@@ -113,9 +113,9 @@ def evaluate(
     terminal.answer({"data": data, "model": model_path, **scores.as_dict(), "report": report_path})
 
 
-def check_report(path: Path | None) -> None:
+def check_report(path: Path | None, *inputs: Path) -> None:
     """Raise unless a report can be written, as `check_output` does, or ImportError."""
-    check_output(path, [".html"])
+    check_output(path, [".html"], *inputs)
     if path is not None:
         page_template()
 

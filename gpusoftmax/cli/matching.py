@@ -7,6 +7,7 @@ import numpy as np
 
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import DataError
+from gpusoftmax.held_out import places_of
 from gpusoftmax.tables import TABLES, Selection, Table, read_table, suffix_of
 
 
@@ -33,6 +34,14 @@ def read_for(model: SoftmaxRegression, path: Path, selection: Selection) -> Tabl
 
 
 def as_labels_of(model: SoftmaxRegression, y: np.ndarray) -> np.ndarray:
-    """Return labels as text where the model's are: a file that holds only some of them may look like numbers."""
-    is_text = model.classes_.dtype.kind in "OUS"
-    return y.astype(str) if is_text and y.dtype.kind not in "OU" else y
+    """Return labels of a file as the model's: those of some rows alone may look like numbers, or like text.
+
+    Raises
+    ------
+    ValueError
+        Text that is none of the model's labels.
+    """
+    classes = model.classes_
+    if all(isinstance(name, str) for name in classes.tolist()):
+        return y.astype(str)
+    return classes[places_of(y, classes.astype(str))] if y.dtype.kind in "OU" else y

@@ -8,26 +8,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gpusoftmax.exceptions import DataError
-from gpusoftmax.tables import suffix_of
 
 
-def check_output(path: Path | None, suffixes: Sequence[str]) -> None:
+def check_output(path: Path | None, suffixes: Sequence[str], *inputs: Path) -> None:
     """Raise unless a file of one of these suffixes can be written, as far as can be known beforehand.
 
     Raises
     ------
     DataError
-        Another suffix.
+        Another suffix, or one of the files that are read.
     OSError
-        There is no such folder, or no right to write in it.
+        There is no such folder, no right to write in it, or something there that is no file.
     """
     if path is None:
         return
-    if suffix_of(path) not in suffixes:
+    if path.suffix.lower() not in suffixes:
         raise DataError(f"{path} has no suffix that can be written: give it {' or '.join(suffixes)}.")
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "Is a folder: give the name of a file", str(path))
-    folder = path.absolute().parent
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "Is no ordinary file: give the name of one", str(path))
+    if any(path.exists() and each.exists() and path.samefile(each) for each in inputs):
+        raise DataError(f"{path} is read, and would be overwritten: give another name.")
+    folder = path.resolve().parent
     if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, "There is no such folder: make it first", str(folder))
     if not os.access(folder, os.W_OK):
@@ -39,10 +42,11 @@ def check_output(path: Path | None, suffixes: Sequence[str]) -> None:
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Give the name of a new file beside `path`, which takes its place when it is whole and is gone if it never is."""
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
+    place = path.resolve()  # a link stays one
+    temporary = place.with_name(f".{place.name}-{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
-        temporary.replace(path)
+        temporary.replace(place)
     except OSError as error:
         if error.errno is None:
             raise

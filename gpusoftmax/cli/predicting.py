@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +17,8 @@ from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.persistence import load_model
 from gpusoftmax.tables import Selection, Table
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".arrow", ".feather", ".npy")
+ARROW = (".parquet", ".pq", ".arrow", ".feather")
+SUFFIXES = (".csv", ".tsv", *ARROW, ".npy")
 BLOCK_NUMBERS = 1 << 22  # features and probabilities of a block
 
 
@@ -31,7 +33,9 @@ def predict(
     output: Path | None,
 ) -> None:
     """Write the predicted class of every row, and the probability of every class where asked for."""
-    check_output(output, SUFFIXES)
+    check_output(output, SUFFIXES, data, model_path)
+    if output is not None and output.suffix.lower() in ARROW and find_spec("pyarrow") is None:
+        raise ImportError(f"{output} needs pyarrow to be written: pip install 'gpusoftmax[data]'.")
     model = load_model(model_path).set_params(device=device)
     table = read_for(model, data, selection)
     predictions = Predictions(model, table, has_probabilities)
@@ -93,10 +97,11 @@ def _write_tsv(predictions: Predictions, path: Path) -> None:
 
 
 def _write_npy(predictions: Predictions, path: Path) -> None:
-    """Write labels alone, or probabilities alone: an array has one dtype."""
+    """Write labels alone, or probabilities alone: an array has one dtype, and objects are none."""
+    dtype = np.array(predictions.model.classes_.tolist()).dtype
     with path.open("wb") as file:
         for i, (labels, probabilities) in enumerate(predictions.blocks()):
-            block = probabilities if predictions.has_probabilities else labels
+            block = probabilities if predictions.has_probabilities else labels.astype(dtype)
             if i == 0:
                 shape = (len(predictions.table.X), *block.shape[1:])
                 header = np.lib.format.header_data_from_array_1_0(np.broadcast_to(block[:1], shape))
