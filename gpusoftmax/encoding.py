@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_array, check_consistent_length
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
@@ -97,7 +96,10 @@ def with_class_weight(source: ArraySource, class_weight, classes: np.ndarray, ba
         balance = np.broadcast_to(total[:, np.newaxis] / len(classes), per_class.shape)
         factor = np.divide(balance, per_class, out=np.zeros(per_class.shape), where=per_class > 0)
     else:
-        factor = compute_class_weight(class_weight, classes=classes, y=classes)[np.newaxis]
+        missing = [name for name in classes if name not in class_weight]
+        if missing and len(classes) - len(missing) < len(class_weight):  # some key is no class: a name is misspelt
+            raise ValueError(f"The classes, {np.array(missing).tolist()}, are not in class_weight.")
+        factor = np.array([[class_weight.get(name, 1) for name in classes]], np.float64)
         if not (np.isfinite(factor) & (factor >= 0)).all():
             raise ValueError(f"class_weight must be finite and non-negative, got {class_weight}.")
     return replace(source, class_weight=source.targets_xp.asarray(factor))

@@ -11,7 +11,7 @@ from sklearn._config import get_config  # sklearn.get_config, whose re-export my
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.callback import CallbackSupportMixin, with_callbacks
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -256,7 +256,10 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         """Return the accuracy of `predict`, the share of `sample_weight` that is classified as `y` says."""
         from sklearn.metrics import accuracy_score  # 0.2 s that an import of this package need not take
 
-        return accuracy_score(to_host(y), to_host(self.predict(X)), sample_weight=to_host(sample_weight))
+        y, predicted = np.asarray(to_host(y)), to_host(self.predict(X))
+        if y.dtype.kind == "O":  # of objects it knows strings only
+            y, predicted = column_or_1d(y) == predicted, np.ones(len(y), bool)
+        return accuracy_score(y, predicted, sample_weight=to_host(sample_weight))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -172,7 +172,18 @@ def test_labels_of_any_ordered_dtype(labels):
     predicted = clf.predict(X)
     assert predicted.dtype == clf.classes_.dtype
     assert_array_equal(predicted, clf.classes_[plain.predict(X)])
-    assert (predicted == np.asarray(labels)).mean() == plain.score(X, Y)
+    assert (predicted == np.asarray(labels)).mean() == plain.score(X, Y) == clf.score(X, labels)
+    assert clf.score(X, labels, 1 + Y) == plain.score(X, Y, 1 + Y)
+
+
+@pytest.mark.parametrize(
+    "labels", [*LABELS.values(), Y.astype(str), Y.astype(object) + 0.5], ids=[*LABELS, "digit", "half in objects"]
+)
+def test_class_weight_by_labels_of_any_dtype(labels):
+    names = np.unique(np.asarray(labels))
+    by_class = SoftmaxRegression(class_weight=dict(zip(names, [1, 5, 0.5], strict=True))).fit(X, labels)
+    plain = SoftmaxRegression(class_weight={0: 1, 1: 5, 2: 0.5}).fit(X, Y)
+    assert_array_equal(by_class.coef_, plain.coef_)
 
 
 @pytest.mark.parametrize("dtype", [bool, object])
