@@ -62,7 +62,7 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         lie within a relative ``3e-4 · tol`` of its minimum.
     max_iter : int, default=1000
     warm_start : bool, default=False
-        Start from the coefficients of the previous fit.
+        Start from the coefficients of the previous fit, unless the objective is lower with none.
     random_state : int, RandomState instance or None, default=None
         Draws the rows from which the solver's metric is estimated when there are many; None draws the same ones always.
         It does not change the optimum.

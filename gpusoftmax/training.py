@@ -6,6 +6,7 @@ from functools import partial
 from typing import Self
 
 import numpy as np
+from scipy.special import log_softmax
 
 from gpusoftmax.backends.base import Backend, FusedPass
 from gpusoftmax.objective import MetricRows, SoftmaxObjective
@@ -66,7 +67,7 @@ def train(
     solver : LBFGS
     backend : Backend
     start : array of shape (n_features + 1, n_problems, n_classes), or None
-        None starts from no coefficients and the log class frequencies.
+        None starts from no coefficients and the log class frequencies, as do problems whose objective is lower there.
     callback : called with a Progress, and `center` as below, after every evaluation; True ends the fit
 
     Returns
@@ -85,10 +86,13 @@ def train(
     """
     with backend.session():
         bound = bind(training, source, backend)
-        params = bound.first_params if start is None else bound.params_from(start)
+        params, known, n_passes = bound.first_params, NOTHING_KNOWN, 0
+        if start is not None:
+            (params, known), n_passes = bound.begin(training.C, bound.params_from(start)), 1
         hear = None if callback is None else lambda progress: callback(progress, bound.center)
-        solution = bound.solve(solver, training.C, params, hear)
-        return replace(solution, params=backend.to_host(solution.params)), bound.center
+        solution = bound.solve(solver, training.C, params, after(hear, n_passes), known)
+        passes = solution.n_passes + n_passes
+        return replace(solution, params=backend.to_host(solution.params), n_passes=passes), bound.center
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,8 @@ class Bound:
         What is subtracted from the features.
     first_params : array of shape (n_features + 1, n_problems, n_classes)
         No coefficients, and the log class frequencies.
+    first_value : array of shape (n_problems,), float64
+        The objective of those.
     is_path : bool
         Whether other strengths follow.
     """
@@ -142,6 +148,7 @@ class Bound:
     metric_rows: MetricRows
     center: np.ndarray | None
     first_params: np.ndarray
+    first_value: np.ndarray
     is_path: bool = False
 
     def params_from(self, start: np.ndarray) -> np.ndarray:
@@ -151,6 +158,19 @@ class Bound:
         if self.center is not None:
             params[-1] += np.tensordot(self.center, params[:-1], axes=1)
         return params
+
+    def begin(self, C: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, Known]:
+        """Return where to begin if `params` are offered, and what one pass has found out.
+
+        Far away, where the softmax is sure and wrong, there is no curvature to tell a step by: what is worse than no
+        coefficients is not taken.
+        """
+        value, gradient = self.objectives(C)[-1].value_and_grad(self.backend.to_device(params))
+        value = self.backend.to_host(value)
+        is_taken = value <= self.first_value
+        if is_taken.all():
+            return params, Known(value, gradient)
+        return np.where(is_taken[:, np.newaxis], params, self.first_params), NOTHING_KNOWN
 
     def objectives(self, C: np.ndarray) -> list[SoftmaxObjective]:
         """Return the objectives of every precision."""
@@ -224,6 +244,7 @@ class Bound:
             passes=[each.select(active) for each in self.passes],
             total_weight=self.total_weight[active],
             first_params=self.first_params[:, active],
+            first_value=self.first_value[active],
         )
 
 
@@ -263,6 +284,8 @@ def bind(training: Training, source: ArraySource, backend: Backend, *, is_path: 
     first_params = np.zeros((source.n_features + 1, n_problems, training.n_classes), plan.gradient_dtype)
     if training.has_intercept:
         first_params[-1] = start_intercept(total, per_class, source.n_rows, training.label_smoothing)
+    frequency = class_frequency(total, per_class, training.label_smoothing)
+    first_value = -(frequency * log_softmax(first_params[-1].astype(np.float64), axis=1)).sum(axis=1)
     fused_pass = backend.fused_pass(source, plan)
     return Bound(
         training,
@@ -272,6 +295,7 @@ def bind(training: Training, source: ArraySource, backend: Backend, *, is_path: 
         MetricRows(metric_plan, rows, feature_scale(low, high)),
         center,
         first_params,
+        first_value,
         is_path,
     )
 
@@ -293,11 +317,14 @@ def feature_scale(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.exp2(-np.round(np.log2(np.where(largest > 0, largest, 1.0))))
 
 
+def class_frequency(total: np.ndarray, per_class: np.ndarray, label_smoothing: float) -> np.ndarray:
+    """Return the mean targets (n_problems, n_classes) of weights `total` (n_problems,) and those of every class."""
+    return (1 - label_smoothing) * per_class / total[:, np.newaxis] + label_smoothing / per_class.shape[1]
+
+
 def start_intercept(
     total: np.ndarray, per_class: np.ndarray, n_rows: int | np.ndarray, label_smoothing: float
 ) -> np.ndarray:
     """Return the log class frequencies, centred: the optimum where no feature says anything."""
-    n_classes = per_class.shape[1]
-    frequency = (1 - label_smoothing) * per_class / total[:, np.newaxis] + label_smoothing / n_classes
-    logarithm = np.log(np.maximum(frequency, 0.1 / n_rows))
+    logarithm = np.log(np.maximum(class_frequency(total, per_class, label_smoothing), 0.1 / n_rows))
     return logarithm - logarithm.mean(axis=1, keepdims=True)

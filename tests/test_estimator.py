@@ -383,6 +383,15 @@ def test_warm_start_takes_fewer_passes_to_the_same_optimum(n_classes):
     assert_same_model(warm, cold)
 
 
+@pytest.mark.parametrize("scale", [0.5, 1e4])
+def test_warm_start_from_far_away_loses_one_pass(scale):
+    clf = SoftmaxRegression(warm_start=True).fit(X, Y)
+    cold = clf.n_passes_
+    clf.coef_ = scale * np.random.default_rng(0).normal(size=(3, 4))
+    assert clf.fit(X, Y).n_passes_ == cold + 1
+    assert clf.status_ == Status.CONVERGED
+
+
 def test_warm_start_continues_an_unfinished_fit():
     full = tight().fit(X, Y)
     clf = tight(warm_start=True, max_iter=3)

@@ -57,12 +57,26 @@ class TestCentre:
 class TestStart:
     def test_is_where_it_was_said_to_be(self):
         data = make_data(50, 4, 1, 3)
+        good = 0.5 * fit(data)[0].params + np.array([1.0, -2.0, 0.5, 3.0, 0.1])[:, np.newaxis, np.newaxis]
         for X in (data.X, data.X + 4096):
-            solution, center = fit(replace(data, X=X), start=data.params, max_iter=0)
+            start = good.copy()
+            start[-1] -= ((X - data.X)[0] @ good[:-1, 0])[np.newaxis]
+            solution, center = fit(replace(data, X=X), start=start, max_iter=0)
             assert (center is None) == (X is data.X)
-            loss, _ = reference.loss_and_gradient(X, data.targets, data.full_weights(), data.params)
-            centred = data.params[:-1] - data.params[:-1].mean(axis=2, keepdims=True)
+            loss, _ = reference.loss_and_gradient(X, data.targets, data.full_weights(), start)
+            centred = good[:-1] - good[:-1].mean(axis=2, keepdims=True)
             assert_close(solution.value, loss / 50 + (centred**2).sum() / 100, 1e-9)
+
+    @pytest.mark.parametrize("scale", [3.0, 1e4, 1e200])
+    def test_is_not_where_it_is_worse_than_without_coefficients(self, scale):
+        data = make_data(50, 4, 2, 3, weights="each")
+        good = fit(data, C=(1.0, 1.0))[0].params
+        start = np.stack([good[:, 0], -scale * (good[:, 1] + 1)], axis=1)
+        solution, _ = fit(data, start=start, C=(1.0, 1.0), max_iter=0, label_smoothing=0.1)
+        assert_close(solution.params[:-1, 0], good[:-1, 0] - good[:-1, 0].mean(axis=1, keepdims=True), 1e-12)
+        plain, _ = fit(data, C=(1.0, 1.0), max_iter=0, label_smoothing=0.1)
+        np.testing.assert_array_equal(solution.params[:, 1], plain.params[:, 1])
+        assert (solution.n_passes == plain.n_passes + 1).all()
 
     def test_is_the_log_class_frequencies_unless_said(self):
         data = make_data(200, 4, 1, 3)
