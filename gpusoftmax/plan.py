@@ -34,6 +34,7 @@ METRIC_ROWS_PER_FEATURE = 12
 METRIC_BLOCK_BYTES = 4 << 20  # of one lane: products of fewer rows are over before their sums are
 MAX_METRIC_FEATURES = 2048  # a symmetric eigenproblem of this order takes seconds
 MAX_METRIC_CLASSES = 640
+FEW_ROWS = 0.1  # of a feature: the eigenproblem then takes longer than the many short passes that it saves
 
 
 class PassPlan(Protocol):
@@ -425,7 +426,7 @@ def _plan_metric(
     facts: Facts,
     budget: float,
 ) -> MetricPlan:
-    """Choose the metric's sample and factors: a factor too large for the budget or for its eigenproblem is diagonal.
+    """Choose the metric's sample and factors: a factor is diagonal that is too large for the budget, or not worth its eigenproblem.
 
     While they are made, full factors cost five matrices of order n_features + 1, enough for two lanes' sums and
     products, and a lane two plus n_problems of order n_classes in float64.
@@ -437,7 +438,8 @@ def _plan_metric(
     is_small = 2 * sample * n_features * (n_features + n_problems * n_classes) <= SMALL_PASS_FLOPS
     n_lanes = 1 if is_small else min(2, facts.n_threads)
     spent = n_lanes * (8 * (n_features + 1 + n_problems * n_classes) + row_bytes)
-    is_feature_full = n_features < MAX_METRIC_FEATURES and spent + feature_bytes <= budget
+    pays = FEW_ROWS * n_features < n_rows and n_features < MAX_METRIC_FEATURES
+    is_feature_full = pays and spent + feature_bytes <= budget
     spent += feature_bytes * is_feature_full
     is_class_full = n_classes <= MAX_METRIC_CLASSES and spent + n_lanes * class_bytes <= budget
     spent += n_lanes * class_bytes * is_class_full

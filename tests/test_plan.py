@@ -309,6 +309,11 @@ class TestPlanFit:
         assert not metric.is_feature_full
         assert not metric.is_class_full
 
+    @pytest.mark.parametrize(("n_rows", "is_full"), [(100, False), (101, True)])
+    def test_factors_that_a_few_rows_do_not_pay_for_are_diagonal(self, n_rows, is_full):
+        _, metric = plan_fit(n_rows, 1000, 1, 3, FLOAT64, DeviceFacts())
+        assert metric.is_feature_full == is_full
+
 
 @pytest.mark.parametrize("block_rows", [1, 3, 10, 64, None])
 @pytest.mark.parametrize("stack", [1, 4])
