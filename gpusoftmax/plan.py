@@ -426,7 +426,7 @@ def _plan_metric(
     facts: Facts,
     budget: float,
 ) -> MetricPlan:
-    """Choose the metric's sample and factors: a factor is diagonal that is too large for the budget, or not worth its eigenproblem.
+    """Choose the metric's sample and factors: one too large for the budget, or not worth its eigenproblem, is diagonal.
 
     While they are made, full factors cost five matrices of order n_features + 1, enough for two lanes' sums and
     products, and a lane two plus n_problems of order n_classes in float64.
