@@ -324,6 +324,13 @@ class TestBest:
         result = tight()
         assert result.best(one_standard_error=True).C <= result.best().C
 
+    @pytest.mark.parametrize("options", [{}, {"by": "held_out_accuracy"}, {"one_standard_error": True}], ids=str)
+    def test_is_none_with_a_fold_that_was_stopped(self, options):
+        result = tight()
+        best = result.best_setting(**options)
+        stopped = replace(result, status=np.where(np.arange(12) == 3 * best + 1, Status.STOPPED, result.status))
+        assert stopped.best_setting(**options) != best
+
     def test_needs_held_out_rows(self):
         with pytest.raises(ValueError, match="give cv"):
             tight(cv=None).best()
@@ -416,9 +423,12 @@ class TestInterrupt:
         np.testing.assert_allclose(result.coef[:6], expected.coef[:6], atol=1e-6)
         assert (result.status[:6] == Status.CONVERGED).all()
         assert (result.status[6:] == Status.STOPPED).all()
+        assert np.isfinite(result.to_estimator(6).coef_).all()
         assert np.isfinite(result.coef[6:9]).all()  # those that were running are where they were
         assert np.isnan(result.held_out_loss[9:]).all()
-        assert result.best().C in CS[:3]
+        assert result.best().C in CS[:2]
+        with pytest.raises(ValueError, match="Problem 11 was not reached"):
+            result.to_estimator(11)
 
     def test_raises_otherwise(self, monkeypatch):
         self.interrupt(monkeypatch, 3)
