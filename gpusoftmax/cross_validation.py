@@ -174,6 +174,7 @@ class SoftmaxRegressionCV(SoftmaxRegression):
             self._validate_params()
             if self.one_standard_error and not self.refit:
                 raise ValueError("one_standard_error=True chooses by means over folds: it needs refit=True.")
+            _scorer(self._scoring)  # a misspelt name must not wait for the sweep
             _raise_for_params(params, self, "fit")
             result, model = self._fit(X, y, sample_weight, groups, classes, params)
         warn_unless_converged(result, self.tol)
@@ -215,6 +216,7 @@ class SoftmaxRegressionCV(SoftmaxRegression):
         with backend.active():
             source, code = encode(self, received, home, y, sample_weight, classes, backend)
             tasks = FitTasks(self, X, y, sample_weight)
+            self._check_scoring(source)
             folds, held_out = self._split(source, split_params)
             result = self._sweep(source, code, folds, backend)
             scores = self._scores(result, source, code, held_out, backend, score_params)
@@ -228,6 +230,21 @@ class SoftmaxRegressionCV(SoftmaxRegression):
     @property
     def _scoring(self):
         return self.scoring or "accuracy"
+
+    @property
+    def _is_fused(self):
+        """Say whether the sweep itself sums up the scores."""
+        return isinstance(self._scoring, str) and self._scoring in FUSED
+
+    def _check_scoring(self, source):
+        """Raise if soft targets are to be scored by a scorer of labels, none of which knows them."""
+        if source.targets.ndim == 1 or self._is_fused or callable(self._scoring):
+            return
+        if _scorer(self._scoring)._response_method == "predict":
+            raise ValueError(
+                f"scoring={self._scoring!r} compares labels, and y holds soft targets: give 'accuracy', "
+                "'neg_log_loss', or a callable that knows soft targets."
+            )
 
     def _route(self, given, params):
         """Return what the splitter and what the scorer are given beside X and y."""
@@ -257,7 +274,7 @@ class SoftmaxRegressionCV(SoftmaxRegression):
 
     def _scores(self, result, source, code, held_out, backend, score_params):
         """Return scores of shape (n_folds, n_Cs)."""
-        if isinstance(self._scoring, str) and self._scoring in FUSED:
+        if self._is_fused:
             name, sign = FUSED[self._scoring]
             return sign * result.by_fold(name).T
         scorer = _scorer(self._scoring, code.classes)
@@ -276,7 +293,8 @@ class SoftmaxRegressionCV(SoftmaxRegression):
         """Choose C; return the mean of the folds' models that have it, from which a fit to all rows starts."""
         means = scores.mean(axis=0)
         if np.isnan(means).all():
-            raise ValueError("No strength has a score in every fold: each must hold out rows of some weight.")
+            why = "each must hold out rows of some weight" if self._is_fused else f"{self._scoring} returned NaN"
+            raise ValueError(f"No strength has a score in every fold: {why}.")
         chosen = np.nanargmax(scores, axis=1)
         if self.refit:
             chosen[:] = np.nanargmax(means)
