@@ -28,7 +28,7 @@ from gpusoftmax.estimator import SoftmaxRegression, unchanged_on_failure
 from gpusoftmax.interop import receive, to_host
 from gpusoftmax.problems import Folds, Problems
 from gpusoftmax.sweep_result import strongest_within_error
-from gpusoftmax.sweeps import check_strengths, labels_of, solve, warn_unless_converged
+from gpusoftmax.sweeps import check_strengths, labels_of, solve, warn_of_absent_classes, warn_unless_converged
 
 FUSED = {"accuracy": ("held_out_accuracy", 1), "neg_log_loss": ("held_out_loss", -1)}  # what sweeps sum up themselves
 SHARED = {  # parameters and what they may be
@@ -85,6 +85,8 @@ class SoftmaxRegressionCV(SoftmaxRegression):
 
     Notes
     -----
+    A fold that has no rows of a class to fit is warned of, as `sweep` explains; KFold makes such folds of sorted rows.
+
     Callbacks hear of the steps of the fit to all rows, not of those of the sweep, whose problems run together.
 
     The log loss is computed from logits: where scikit-learn clips probabilities, at losses of 36 and more, it does not.
@@ -177,6 +179,7 @@ class SoftmaxRegressionCV(SoftmaxRegression):
             _scorer(self._scoring)  # a misspelt name must not wait for the sweep
             _raise_for_params(params, self, "fit")
             result, model = self._fit(X, y, sample_weight, groups, classes, params)
+        warn_of_absent_classes(result)
         warn_unless_converged(result, self.tol)
         if self.refit:
             model._warn_unless_converged()
@@ -290,7 +293,11 @@ class SoftmaxRegressionCV(SoftmaxRegression):
         return scores
 
     def _choose(self, result, scores, home):
-        """Choose C; return the mean of the folds' models that have it, from which a fit to all rows starts."""
+        """Choose C; return the mean of the folds' models that have it.
+
+        A fit to all rows starts there and takes some 60 % of the passes from nothing; not where a fold lacks a class,
+        whose intercept then says how far the solver went towards minus infinity.
+        """
         means = scores.mean(axis=0)
         if np.isnan(means).all():
             why = "each must hold out rows of some weight" if self._is_fused else f"{self._scoring} returned NaN"
@@ -301,7 +308,7 @@ class SoftmaxRegressionCV(SoftmaxRegression):
         if self.one_standard_error:
             chosen[:] = strongest_within_error(-scores.T, chosen[0], self.Cs_, ~np.isnan(means))
         problems = result.n_folds * chosen + np.arange(result.n_folds)
-        model = result.to_estimator(int(problems[0])).set_params(warm_start=True)
+        model = result.to_estimator(int(problems[0])).set_params(warm_start=not result._is_absent.any())
         model.coef_ = home.send(result.coef[problems].mean(axis=0))
         model.intercept_ = home.send_exactly(result.intercept[problems].mean(axis=0))
         self.C_ = model.C if self.refit else float(self.Cs_[chosen].mean())

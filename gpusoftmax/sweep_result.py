@@ -60,6 +60,7 @@ class SweepResult:
     held_out_accuracy: np.ndarray
     coef: np.ndarray
     intercept: np.ndarray
+    _is_absent: np.ndarray  # which classes a fold has no rows of to fit, (n_folds, n_classes)
     _solution: Solution
     _center: np.ndarray | None
     _code: Code

@@ -10,7 +10,7 @@ from cuda_device import cuda
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.datasets import make_classification
+from sklearn.datasets import load_wine, make_classification
 from sklearn.exceptions import ConvergenceWarning, UnsetMetadataPassedError
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import get_scorer, log_loss, make_scorer
@@ -93,7 +93,18 @@ def test_folds_may_lack_classes(n_classes, scoring):
     X, y = data(n_classes)
     order = np.argsort(y, kind="stable")
     options = {"scoring": scoring, "cv": KFold(n_classes), "fit_intercept": False}  # no minimum has a finite one
-    assert_same(ours(**options).fit(X[order], y[order]), theirs(**options).fit(X[order], y[order]))
+    with pytest.warns(UserWarning, match=r"Fold \d of cv has no rows of class \d to fit") as caught:
+        actual = ours(**options).fit(X[order], y[order])
+    assert [each.filename for each in caught] == [__file__]
+    assert_same(actual, theirs(**options).fit(X[order], y[order]))
+
+
+@pytest.mark.filterwarnings("ignore:Fold 0 of cv has no rows of class 0:UserWarning")  # what is tested here
+def test_folds_that_lack_classes_spoil_no_refit():
+    X, y = load_wine(return_X_y=True)
+    clf = SoftmaxRegressionCV(cv=KFold(3)).fit(X, y)
+    alone = SoftmaxRegression(C=clf.C_).fit(X, y)
+    assert clf.objective_ == pytest.approx(alone.objective_, rel=1e-6)
 
 
 def test_defaults_are_scikit_learns():

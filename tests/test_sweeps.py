@@ -225,7 +225,9 @@ class TestTrouble:
 
     def test_a_class_missing_from_a_fold_is_unlikely_there(self):
         masks = np.stack([Y != 2, Y != 1], axis=1)
-        result = sweep(X, Y, Cs=[1.0], cv=masks)
+        with pytest.warns(UserWarning, match=r"Fold 0 of cv has no rows of class 2 to fit.* 2 of 2\.") as caught:
+            result = sweep(X, Y, Cs=[1.0], cv=masks)
+        assert [each.filename for each in caught] == [__file__]
         estimators = [result.to_estimator(p) for p in range(2)]
         assert estimators[0].predict_proba(X)[Y != 2][:, 2].max() < 0.05
         assert (estimators[1].predict(X)[Y != 1] == Y[Y != 1]).mean() > 0.95
@@ -249,7 +251,7 @@ class TestTrouble:
             ({"on_interrupt": "ignore"}, "on_interrupt"),
             ({"tol": -1.0}, "tol"),
             ({"sample_weight": np.zeros(178), "cv": 3}, "non-zero"),
-            ({"sample_weight": HALF, "cv": np.stack([HALF, 1 - HALF], axis=1)}, "positive sum"),
+            ({"sample_weight": HALF, "cv": np.stack([HALF, 1 - HALF], axis=1)}, "Fold 1 of cv has no rows"),
         ],
     )
     def test_bad_input_says_what_is_wrong(self, options, message):
