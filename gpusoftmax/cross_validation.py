@@ -28,7 +28,7 @@ from gpusoftmax.estimator import SoftmaxRegression, unchanged_on_failure
 from gpusoftmax.interop import receive, to_host
 from gpusoftmax.problems import Folds, Problems
 from gpusoftmax.sweep_result import strongest_within_error
-from gpusoftmax.sweeps import check_strengths, labels_of, solve, warn_unless_converged
+from gpusoftmax.sweeps import check_strengths, labels_of, solve, warn_of_absent_classes, warn_unless_converged
 
 FUSED = {"accuracy": ("held_out_accuracy", 1), "neg_log_loss": ("held_out_loss", -1)}  # what sweeps sum up themselves
 SHARED = {  # parameters and what they may be
@@ -85,6 +85,8 @@ class SoftmaxRegressionCV(SoftmaxRegression):
 
     Notes
     -----
+    A fold that has no rows of a class to fit is warned of, as `sweep` explains; KFold makes such folds of sorted rows.
+
     Callbacks hear of the steps of the fit to all rows, not of those of the sweep, whose problems run together.
 
     The log loss is computed from logits: where scikit-learn clips probabilities, at losses of 36 and more, it does not.
@@ -174,8 +176,10 @@ class SoftmaxRegressionCV(SoftmaxRegression):
             self._validate_params()
             if self.one_standard_error and not self.refit:
                 raise ValueError("one_standard_error=True chooses by means over folds: it needs refit=True.")
+            _scorer(self._scoring)  # a misspelt name must not wait for the sweep
             _raise_for_params(params, self, "fit")
             result, model = self._fit(X, y, sample_weight, groups, classes, params)
+        warn_of_absent_classes(result)
         warn_unless_converged(result, self.tol)
         if self.refit:
             model._warn_unless_converged()
@@ -215,6 +219,7 @@ class SoftmaxRegressionCV(SoftmaxRegression):
         with backend.active():
             source, code = encode(self, received, home, y, sample_weight, classes, backend)
             tasks = FitTasks(self, X, y, sample_weight)
+            self._check_scoring(source)
             folds, held_out = self._split(source, split_params)
             result = self._sweep(source, code, folds, backend)
             scores = self._scores(result, source, code, held_out, backend, score_params)
@@ -228,6 +233,21 @@ class SoftmaxRegressionCV(SoftmaxRegression):
     @property
     def _scoring(self):
         return self.scoring or "accuracy"
+
+    @property
+    def _is_fused(self):
+        """Say whether the sweep itself sums up the scores."""
+        return isinstance(self._scoring, str) and self._scoring in FUSED
+
+    def _check_scoring(self, source):
+        """Raise if soft targets are to be scored by a scorer of labels, none of which knows them."""
+        if source.targets.ndim == 1 or self._is_fused or callable(self._scoring):
+            return
+        if _scorer(self._scoring)._response_method == "predict":
+            raise ValueError(
+                f"scoring={self._scoring!r} compares labels, and y holds soft targets: give 'accuracy', "
+                "'neg_log_loss', or a callable that knows soft targets."
+            )
 
     def _route(self, given, params):
         """Return what the splitter and what the scorer are given beside X and y."""
@@ -257,7 +277,7 @@ class SoftmaxRegressionCV(SoftmaxRegression):
 
     def _scores(self, result, source, code, held_out, backend, score_params):
         """Return scores of shape (n_folds, n_Cs)."""
-        if isinstance(self._scoring, str) and self._scoring in FUSED:
+        if self._is_fused:
             name, sign = FUSED[self._scoring]
             return sign * result.by_fold(name).T
         scorer = _scorer(self._scoring, code.classes)
@@ -273,17 +293,22 @@ class SoftmaxRegressionCV(SoftmaxRegression):
         return scores
 
     def _choose(self, result, scores, home):
-        """Choose C; return the mean of the folds' models that have it, from which a fit to all rows starts."""
+        """Choose C; return the mean of the folds' models that have it.
+
+        A fit to all rows starts there and takes some 60 % of the passes from nothing; not where a fold lacks a class,
+        whose intercept then says how far the solver went towards minus infinity.
+        """
         means = scores.mean(axis=0)
         if np.isnan(means).all():
-            raise ValueError("No strength has a score in every fold: each must hold out rows of some weight.")
+            why = "each must hold out rows of some weight" if self._is_fused else f"{self._scoring} returned NaN"
+            raise ValueError(f"No strength has a score in every fold: {why}.")
         chosen = np.nanargmax(scores, axis=1)
         if self.refit:
             chosen[:] = np.nanargmax(means)
         if self.one_standard_error:
             chosen[:] = strongest_within_error(-scores.T, chosen[0], self.Cs_, ~np.isnan(means))
         problems = result.n_folds * chosen + np.arange(result.n_folds)
-        model = result.to_estimator(int(problems[0])).set_params(warm_start=True)
+        model = result.to_estimator(int(problems[0])).set_params(warm_start=not result._is_absent.any())
         model.coef_ = home.send(result.coef[problems].mean(axis=0))
         model.intercept_ = home.send_exactly(result.intercept[problems].mean(axis=0))
         self.C_ = model.C if self.refit else float(self.Cs_[chosen].mean())

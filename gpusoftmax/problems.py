@@ -1,9 +1,12 @@
 """What a sweep fits: strengths times folds, as arrays; folds are columns of row weights, never copies of X."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+
+from gpusoftmax.sources import ArraySource, weight_per_class
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Folds:
         Raises
         ------
         ValueError
-            A fold has no rows to fit, or the array is no weights of these rows.
+            There are no folds, or the array is no weights of these rows.
         """
         if cv is None:
             return cls(None, None)
@@ -67,12 +70,33 @@ class Folds:
         return cls(weights, weights == 0)._checked()
 
     def _checked(self) -> Self:
-        if self.weights is not None:
-            empty = np.flatnonzero(~self.weights.any(axis=0))
-            if self.n_folds == 0 or empty.size:
-                what = f"fold {empty[0]} of cv has no rows" if empty.size else "cv has no folds"
-                raise ValueError(f"{what} to fit a model to.".capitalize())
+        if self.n_folds == 0:
+            raise ValueError("Cv has no folds to fit a model to.")
         return self
+
+    def absent_classes(
+        self, rows: ArraySource, rows_of_folds: ArraySource, n_classes: int, to_host: Callable = np.asarray
+    ) -> np.ndarray:
+        """Say which classes each fold has no weight of to fit, though the data have: bool (n_folds, n_classes).
+
+        Parameters
+        ----------
+        rows, rows_of_folds : the data, weighted as given and as `row_weights` returns
+        n_classes : int
+        to_host : copies an array of the targets' namespace to the host
+
+        Raises
+        ------
+        ValueError
+            A fold has no rows of positive weight to fit.
+        """
+        if self.weights is None:
+            return np.zeros((1, n_classes), bool)
+        _, of_all = weight_per_class(rows, 1, n_classes, to_host)
+        total, of_folds = weight_per_class(rows_of_folds, self.n_folds, n_classes, to_host)
+        if not total.all():
+            raise ValueError(f"Fold {total.argmin()} of cv has no rows of positive weight to fit a model to.")
+        return (of_folds == 0) & (of_all > 0)
 
     def order(self) -> np.ndarray:
         """Return the folds in an order of their own, whatever theirs is: so that it changes no bits of a sweep."""

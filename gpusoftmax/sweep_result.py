@@ -9,7 +9,7 @@ from sklearn.base import clone
 from gpusoftmax.encoding import Code
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.problems import Problems
-from gpusoftmax.solvers.base import Solution
+from gpusoftmax.solvers.base import Solution, Status
 
 LOWER_IS_BETTER = {"held_out_loss": True, "held_out_accuracy": False}
 
@@ -60,6 +60,7 @@ class SweepResult:
     held_out_accuracy: np.ndarray
     coef: np.ndarray
     intercept: np.ndarray
+    _is_absent: np.ndarray  # which classes a fold has no rows of to fit, (n_folds, n_classes)
     _solution: Solution
     _center: np.ndarray | None
     _code: Code
@@ -113,6 +114,7 @@ class SweepResult:
         if by not in LOWER_IS_BETTER:
             raise ValueError(f"by must be one of {sorted(LOWER_IS_BETTER)}, got {by!r}.")
         values = self.by_fold(by) if LOWER_IS_BETTER[by] else -self.by_fold(by)
+        values = np.where(self.by_fold("status") == Status.STOPPED, np.nan, values)
         means = values.mean(axis=1)
         if np.isnan(means).all():
             raise ValueError("No setting has rows held out in every fold: give cv, and let the sweep finish.")
@@ -132,7 +134,23 @@ class SweepResult:
         return (class_weight == class_weight[setting]) & (smoothing == smoothing[setting])
 
     def to_estimator(self, problem: int) -> SoftmaxRegression:
-        """Return a fitted `SoftmaxRegression` of one problem."""
+        """Return a fitted `SoftmaxRegression` of one problem.
+
+        Parameters
+        ----------
+        problem : int
+
+        Returns
+        -------
+        estimator : SoftmaxRegression
+
+        Raises
+        ------
+        ValueError
+            An interrupt kept the problem from being fitted at all.
+        """
+        if self.status[problem] == Status.STOPPED and np.isnan(self.objective[problem]):
+            raise ValueError(f"Problem {problem} was not reached before the interrupt: there is no model of it.")
         setting = self.setting_of(problem)
         estimator = clone(self._template).set_params(**setting._asdict())
         for name in ("n_features_in_", "feature_names_in_"):

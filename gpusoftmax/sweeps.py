@@ -51,7 +51,9 @@ def sweep(
 ) -> SweepResult:
     """Fit every C on every fold: all share X and each read of it, none costs another its accuracy.
 
-    Each problem's solution is that of `SoftmaxRegression` fitted alone to the fold's rows.
+    Each problem's solution is that of `SoftmaxRegression` fitted alone to the fold's rows, if those have every class. A
+    fold that has no rows of a class to fit is warned of: its intercept of that class runs to minus infinity, and how
+    far, and so the loss of rows of the class that are held out, depends on where the solver stops.
 
     Parameters
     ----------
@@ -126,6 +128,7 @@ def sweep(
         problems = Problems.grid(strengths, folds.n_folds, len(class_weights), smoothings)
         with _interrupts(on_interrupt == "return") as is_interrupted:
             result = solve(template, source, code, folds, problems, class_weights, backend, verbose, is_interrupted)
+    warn_of_absent_classes(result)
     warn_unless_converged(result, tol)
     return result
 
@@ -203,6 +206,19 @@ def warn_unless_converged(result: SweepResult, tol: float) -> None:
         )
 
 
+def warn_of_absent_classes(result: SweepResult) -> None:
+    """Warn, on behalf of the caller's caller, of folds that have no rows of some class to fit."""
+    places = np.argwhere(result._is_absent)
+    if len(places):
+        fold, i = places[0]
+        warnings.warn(
+            f"Fold {fold} of cv has no rows of class {result._code.classes.tolist()[i]!r} to fit; folds that lack some "
+            f"class are {len(np.unique(places[:, 0]))} of {result.n_folds}. How models score on a class that they have "
+            "not seen says nothing of a penalty: spread classes over folds by StratifiedKFold or shuffle=True.",
+            stacklevel=3,
+        )
+
+
 class _Run:
     """One call of `sweep`: what every group of problems shares, and the results of all."""
 
@@ -219,7 +235,6 @@ class _Run:
         is_interrupted: threading.Event,
     ):
         self.template = template
-        self.source = source
         self.code = code
         self.folds = folds
         self.problems = problems
@@ -229,6 +244,11 @@ class _Run:
         self.is_interrupted = is_interrupted
         self.solver = LBFGS(tol=template.tol, max_iter=template.max_iter)
         self.sample_weight = None if source.weights is None else backend.to_host(source.weights)
+        weights = folds.row_weights(self.sample_weight, source.dtype)
+        if weights is not None and source.targets_xp is not np:
+            weights = backend.to_device(weights)
+        self.source = replace(source, weights=weights)
+        self.is_absent = folds.absent_classes(source, self.source, len(code.classes), backend.to_host)
         self.center: np.ndarray | None = None
         n, nan = len(problems), np.full(len(problems), np.nan)
         self.solution = Solution(
@@ -250,12 +270,7 @@ class _Run:
         for smoothing, i in np.unique(settings, axis=0):
             places = np.flatnonzero((settings == [smoothing, i]).all(axis=1))
             self.template.set_params(label_smoothing=float(smoothing), class_weight=self.class_weights[int(i)])
-            source = self.source
-            weights = self.folds.row_weights(self.sample_weight, source.dtype)
-            if weights is not None and source.targets_xp is not np:
-                weights = self.backend.to_device(weights)
-            source = replace(source, weights=weights)
-            source = with_class_weight(source, self.template.class_weight, self.code.classes, self.backend)
+            source = with_class_weight(self.source, self.template.class_weight, self.code.classes, self.backend)
             grid = places.reshape(-1, self.folds.n_folds)
             for part, folds in self.parts(source):
                 self.solve_part(part, folds, grid[:, folds])
@@ -358,6 +373,7 @@ class _Run:
             held_out_accuracy=self.accuracy[1],
             coef=coef,
             intercept=intercept,
+            _is_absent=self.is_absent,
             _solution=solution,
             _center=self.center,
             _code=self.code,

@@ -10,7 +10,7 @@ from cuda_device import cuda
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.datasets import make_classification
+from sklearn.datasets import load_wine, make_classification
 from sklearn.exceptions import ConvergenceWarning, UnsetMetadataPassedError
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import get_scorer, log_loss, make_scorer
@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
+import gpusoftmax.cross_validation
 from gpusoftmax import NonFiniteError, SoftmaxRegression, SoftmaxRegressionCV, Status, sweep
 
 RESULTS = ["Cs_", "C_", "scores_", "coefs_paths_", "coef_", "intercept_"]
@@ -92,7 +93,18 @@ def test_folds_may_lack_classes(n_classes, scoring):
     X, y = data(n_classes)
     order = np.argsort(y, kind="stable")
     options = {"scoring": scoring, "cv": KFold(n_classes), "fit_intercept": False}  # no minimum has a finite one
-    assert_same(ours(**options).fit(X[order], y[order]), theirs(**options).fit(X[order], y[order]))
+    with pytest.warns(UserWarning, match=r"Fold \d of cv has no rows of class \d to fit") as caught:
+        actual = ours(**options).fit(X[order], y[order])
+    assert [each.filename for each in caught] == [__file__]
+    assert_same(actual, theirs(**options).fit(X[order], y[order]))
+
+
+@pytest.mark.filterwarnings("ignore:Fold 0 of cv has no rows of class 0:UserWarning")  # what is tested here
+def test_folds_that_lack_classes_spoil_no_refit():
+    X, y = load_wine(return_X_y=True)
+    clf = SoftmaxRegressionCV(cv=KFold(3)).fit(X, y)
+    alone = SoftmaxRegression(C=clf.C_).fit(X, y)
+    assert clf.objective_ == pytest.approx(alone.objective_, rel=1e-6)
 
 
 def test_defaults_are_scikit_learns():
@@ -164,8 +176,10 @@ def test_strengths_without_a_score_are_not_chosen():
 
     assert CS[1] == ours(scoring=scorer).fit(X, Y).C_
     assert pytest.approx(CS[1]) == ours(scoring=scorer, refit=False).fit(X, Y).C_
-    with pytest.raises(ValueError, match="No strength has a score in every fold"):
+    with pytest.raises(ValueError, match=r"No strength has a score in every fold: <function .*> returned NaN"):
         ours(scoring=lambda *_: np.nan).fit(X, Y)
+    with pytest.raises(ValueError, match="No strength has a score in every fold: each must hold out rows"):
+        ours(cv=[(np.arange(150), [])]).fit(X, Y)
 
 
 @pytest.mark.parametrize("scoring", [None, "neg_log_loss", "f1_macro", get_scorer("neg_log_loss")])
@@ -246,7 +260,7 @@ def test_soft_targets_are_scored_as_they_are():
 
 
 def test_scorers_that_know_no_soft_targets_say_so():
-    with pytest.raises(ValueError, match="continuous-multioutput"):
+    with pytest.raises(ValueError, match="'f1_macro' compares labels, and y holds soft targets"):
         ours(scoring="f1_macro").fit(X, SOFT)
     clf = ours(scoring=lambda model, X, y: (y * model.predict_log_proba(X)).sum(axis=1).mean()).fit(X, SOFT)
     assert_allclose(clf.scores_, ours(scoring="neg_log_loss").fit(X, SOFT).scores_, rtol=1e-6)
@@ -329,6 +343,16 @@ def test_what_cannot_be_is_refused_and_leaves_no_trace(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong)) if wrong != {"scoring": "precise"} else "precise"):
         clf.set_params(**wrong).fit(X[:, :3], Y)
     assert pickle.dumps(vars(clf)) == before
+
+
+@pytest.mark.parametrize(("scoring", "y"), [("precise", Y), ("f1_macro", SOFT)], ids=["misspelt", "of labels"])
+def test_scoring_that_cannot_be_is_refused_before_the_sweep(scoring, y, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("swept")
+
+    monkeypatch.setattr(gpusoftmax.cross_validation, "solve", refuse)
+    with pytest.raises(ValueError, match=scoring):
+        ours(scoring=scoring).fit(X, y)
 
 
 def test_overflow_is_refused():

@@ -12,6 +12,7 @@ from sklearn.model_selection import (
 )
 
 from gpusoftmax.problems import Folds, Problems
+from gpusoftmax.sources import ArraySource
 
 Y = np.arange(60) % 3
 X = np.zeros((60, 2))
@@ -86,6 +87,27 @@ def test_scoring_weights_are_those_of_training_then_of_what_is_held_out(sample_w
     np.testing.assert_array_equal(folds.scoring_weights(rows, problems, sample_weight), expected)
     everything = Folds.of(None, X, Y).scoring_weights(rows, problems, sample_weight)
     np.testing.assert_array_equal(everything, given * np.ones((7, 1)))
+
+
+@pytest.mark.parametrize("is_soft", [False, True])
+@pytest.mark.parametrize(
+    ("cv", "sample_weight", "expected"),
+    [
+        (3, None, []),
+        (None, None, []),
+        (KFold(2), None, []),
+        (np.stack([Y != 1, Y > 1, Y >= 0], axis=1), None, [(0, 1), (1, 0), (1, 1)]),
+        (np.stack([X[:, 0] == 0, np.arange(60) < 30], axis=1), np.where(np.arange(60) < 30, Y != 2, 1.0), [(1, 2)]),
+        (3, Y != 2, []),  # no fold could have rows of a class that weighs nothing
+    ],
+)
+def test_classes_that_a_fold_has_no_rows_of_to_fit(cv, sample_weight, expected, is_soft):
+    folds, targets = Folds.of(cv, X, Y), np.eye(3)[Y] if is_soft else Y.astype(np.uint8)
+    weights = None if sample_weight is None else np.asarray(sample_weight, float)[:, np.newaxis]
+    rows, of_folds = (ArraySource(X, targets, each, X.dtype) for each in (weights, folds.row_weights(weights, X.dtype)))
+    is_absent = folds.absent_classes(rows, of_folds, 3)
+    assert is_absent.shape == (folds.n_folds, 3)
+    assert [tuple(place) for place in np.argwhere(is_absent)] == expected
 
 
 def test_order_is_that_of_the_columns_wherever_they_are():

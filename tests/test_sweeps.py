@@ -225,7 +225,9 @@ class TestTrouble:
 
     def test_a_class_missing_from_a_fold_is_unlikely_there(self):
         masks = np.stack([Y != 2, Y != 1], axis=1)
-        result = sweep(X, Y, Cs=[1.0], cv=masks)
+        with pytest.warns(UserWarning, match=r"Fold 0 of cv has no rows of class 2 to fit.* 2 of 2\.") as caught:
+            result = sweep(X, Y, Cs=[1.0], cv=masks)
+        assert [each.filename for each in caught] == [__file__]
         estimators = [result.to_estimator(p) for p in range(2)]
         assert estimators[0].predict_proba(X)[Y != 2][:, 2].max() < 0.05
         assert (estimators[1].predict(X)[Y != 1] == Y[Y != 1]).mean() > 0.95
@@ -249,7 +251,7 @@ class TestTrouble:
             ({"on_interrupt": "ignore"}, "on_interrupt"),
             ({"tol": -1.0}, "tol"),
             ({"sample_weight": np.zeros(178), "cv": 3}, "non-zero"),
-            ({"sample_weight": HALF, "cv": np.stack([HALF, 1 - HALF], axis=1)}, "positive sum"),
+            ({"sample_weight": HALF, "cv": np.stack([HALF, 1 - HALF], axis=1)}, "Fold 1 of cv has no rows"),
         ],
     )
     def test_bad_input_says_what_is_wrong(self, options, message):
@@ -323,6 +325,13 @@ class TestBest:
         assert strongest_within_error(losses[:, :1], 3, Cs, everything) == 3
         result = tight()
         assert result.best(one_standard_error=True).C <= result.best().C
+
+    @pytest.mark.parametrize("options", [{}, {"by": "held_out_accuracy"}, {"one_standard_error": True}], ids=str)
+    def test_is_none_with_a_fold_that_was_stopped(self, options):
+        result = tight()
+        best = result.best_setting(**options)
+        stopped = replace(result, status=np.where(np.arange(12) == 3 * best + 1, Status.STOPPED, result.status))
+        assert stopped.best_setting(**options) != best
 
     def test_needs_held_out_rows(self):
         with pytest.raises(ValueError, match="give cv"):
@@ -416,9 +425,12 @@ class TestInterrupt:
         np.testing.assert_allclose(result.coef[:6], expected.coef[:6], atol=1e-6)
         assert (result.status[:6] == Status.CONVERGED).all()
         assert (result.status[6:] == Status.STOPPED).all()
+        assert np.isfinite(result.to_estimator(6).coef_).all()
         assert np.isfinite(result.coef[6:9]).all()  # those that were running are where they were
         assert np.isnan(result.held_out_loss[9:]).all()
-        assert result.best().C in CS[:3]
+        assert result.best().C in CS[:2]
+        with pytest.raises(ValueError, match="Problem 11 was not reached"):
+            result.to_estimator(11)
 
     def test_raises_otherwise(self, monkeypatch):
         self.interrupt(monkeypatch, 3)
