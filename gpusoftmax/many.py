@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,11 @@ ABSENT = -1e30  # the logit of a class that a problem lacks: beyond all others, 
 class ManyFits:
     """The fits of `fit_many`; arrays are NumPy's and have one entry per problem.
 
+    Coefficients are kept for the classes that each problem has. `coef` and `intercept` spread them over the classes of
+    all problems, n_problems x n_classes x n_features numbers, when first asked for; `to_estimator` does without.
+
     Parameters
     ----------
-    coef : array of shape (n_problems, 1, n_features) for two classes, else (n_problems, n_classes, n_features)
-        Zero for a class that a problem lacks.
-    intercept : array of shape (n_problems, 1) or (n_problems, n_classes)
-        Minus infinity for a class that a problem lacks.
     classes : array of shape (n_classes,)
         Of all problems together.
     status : array of `Status`
@@ -50,30 +49,56 @@ class ManyFits:
         At the solution; see `SoftmaxRegression`.
     """
 
-    coef: np.ndarray
-    intercept: np.ndarray
     classes: np.ndarray
     status: np.ndarray
     n_iter: np.ndarray
     n_passes: np.ndarray
     objective: np.ndarray
     gradient_norm: np.ndarray
-    _has_class: np.ndarray = field(repr=False)
+    _own: "_OwnClasses" = field(repr=False)
+    _coef: np.ndarray = field(repr=False)
+    _intercept: np.ndarray = field(repr=False)
     _center: np.ndarray = field(repr=False)
     _settings: dict[str, Any] = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.coef)
+        return len(self.status)
+
+    @cached_property
+    def coef(self) -> np.ndarray:
+        """Array of shape (n_problems, 1, n_features) for two classes, else (n_problems, n_classes, n_features).
+
+        Zero for a class that a problem lacks.
+        """
+        return self._spread(self._coef, 0)
+
+    @cached_property
+    def intercept(self) -> np.ndarray:
+        """Array of shape (n_problems, 1) or (n_problems, n_classes).
+
+        Minus infinity for a class that a problem lacks.
+        """
+        return self._spread(self._intercept, -np.inf)
+
+    def _spread(self, values: np.ndarray, absent: float) -> np.ndarray:
+        """Return values of the classes that each problem has as values of all classes."""
+        n_classes = len(self.classes)
+        if len(self._own.classes) == len(self) * n_classes:
+            return values.reshape(len(self), -1, *values.shape[1:])
+        spread = np.full((len(self), n_classes, *values.shape[1:]), absent, values.dtype)
+        spread[np.repeat(np.arange(len(self)), self._own.n_classes), self._own.classes] = values
+        return spread
 
     def to_estimator(self, p: int) -> SoftmaxRegression:
         """Return problem p as a fitted `SoftmaxRegression`, as if it had been fitted alone: to its own classes."""
         estimator = SoftmaxRegression(**self._settings | {"C": float(self._settings["C"][p])})
-        coef, intercept, has_class = self.coef[p], self.intercept[p], self._has_class[p]
-        if len(coef) > 1:
-            coef, intercept = coef[has_class], intercept[has_class]
+        [own], _ = self._own.of_wave(np.array([p]))
+        rows = [p] if len(self.classes) == 2 else own
+        coef, intercept = self._coef[rows], self._intercept[rows]
         if len(coef) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
-        estimator.coef_, estimator.intercept_, estimator.classes_ = coef, intercept, self.classes[has_class]
+        estimator.coef_, estimator.intercept_ = coef, intercept
+        estimator.classes_ = self.classes[self._own.classes[own]]
         estimator._center = self._center[p] if self._center[p].any() else None
         estimator.n_iter_, estimator.n_passes_ = self.n_iter[[p]], float(self.n_passes[p])
         estimator.status_, estimator.n_features_in_ = self.status[p], coef.shape[1]
@@ -116,7 +141,8 @@ def fit_many(
         In a list, numbers of samples may differ. Arrays as `SoftmaxRegression.fit` takes them, of finite numbers;
         copied wave by wave.
     ys : array of shape (n_problems, n_samples), or list of arrays of shape (n_samples,)
-        Labels of any dtype that can be ordered. With one dimension more, of size n_classes: soft targets.
+        Labels of any dtype that can be ordered; problems may have the same or their own. With one dimension more, of
+        size n_classes: soft targets.
     sample_weights : array of shape (n_problems, n_samples), list of arrays of shape (n_samples,), or None for ones
         Non-negative. A class whose samples all weigh nothing is none of a problem's.
     C : float or array of shape (n_problems,)
@@ -177,23 +203,51 @@ def fit_many(
 
 
 @dataclass(frozen=True)
+class _OwnClasses:
+    """The classes that each problem has, one problem's after another's: n_own of all together.
+
+    classes : (n_own,) int, places among the classes of all problems
+    weight : (n_own,) float64, sums of weights
+    n_classes, start : (n_problems,) int, how many a problem has, and where its first stands
+    """
+
+    classes: np.ndarray
+    weight: np.ndarray
+    n_classes: np.ndarray
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        return np.cumsum(self.n_classes) - self.n_classes
+
+    def of_wave(self, wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places (n_problems, n_classes) of some problems' classes here, and which of them there are.
+
+        There are as many columns as the problem with the most classes needs; others have some that stand for none.
+        """
+        n_classes = self.n_classes[wave, np.newaxis]
+        column = np.arange(n_classes.max())
+        return self.start[wave, np.newaxis] + np.minimum(column, n_classes - 1), column < n_classes
+
+
+@dataclass(frozen=True)
 class _Data:
     """Checked data: lists with one entry per problem.
 
-    targets : class indices (n_rows,) or soft targets (n_rows, n_classes); weights : (n_rows,) float64, or None
-    total, per_class : (n_problems,) and (n_problems, n_classes), float64: sums of weights
+    targets : places among a problem's own classes (n_rows,) or soft targets (n_rows, n_classes)
+    weights : (n_rows,) float64, or None
+    total : (n_problems,) float64, sums of weights
     """
 
     Xs: list
     targets: list[np.ndarray]
     weights: list[np.ndarray] | None
     classes: np.ndarray
+    own: _OwnClasses
     C: np.ndarray
     n_rows: np.ndarray
     dtype: np.dtype
     is_soft: bool
     total: np.ndarray
-    per_class: np.ndarray
 
 
 def _receive(Xs, ys, sample_weights, C) -> tuple[_Data, int | None]:
@@ -224,30 +278,48 @@ def _receive(Xs, ys, sample_weights, C) -> tuple[_Data, int | None]:
         targets = [_named(p, check_soft_targets, y) for p, y in enumerate(ys)]
         classes = np.arange(ys[0].shape[1])
         sums = [t.sum(axis=0) if weights is None else weights[p] @ t for p, t in enumerate(targets)]
-        per_class = np.array(sums, np.float64)
+        # Soft targets name all classes; labels name those that a problem has.
+        n_classes = np.full(len(Xs), len(classes))
+        own = _OwnClasses(np.tile(np.arange(len(classes)), len(Xs)), np.array(sums, np.float64).ravel(), n_classes)
     else:
         labels = np.concatenate(ys)
         if labels.dtype.kind != "O":
             check_classification_targets(labels)
         classes, indices = encode_labels(labels)
+        own, indices = _own_classes(problem, indices, len(classes), row_weights)
         targets = np.split(indices, np.cumsum(n_rows)[:-1])
-        n_bins = len(Xs) * len(classes)
-        per_class = np.bincount(problem * len(classes) + indices, row_weights, n_bins).astype(np.float64)
-        per_class = per_class.reshape(len(Xs), -1)
-        for p in np.flatnonzero((per_class > 0).sum(axis=1) < 2).tolist():
+        for p in np.flatnonzero(own.n_classes < 2).tolist():
             raise ValueError(f"Every problem must have at least 2 classes with weight; problem {p} has 1.")
     C = np.asarray(C, np.float64)
     if C.shape not in ((), (len(Xs),)) or not (C > 0).all():
         raise ValueError(f"C must be a positive number, or {len(Xs)} of them, one a problem; got {C}.")
     data = _Data(
-        *(Xs, targets, weights, classes, np.broadcast_to(C, len(Xs))),
+        *(Xs, targets, weights, classes, own, np.broadcast_to(C, len(Xs))),
         n_rows=n_rows,
         dtype=compute_dtype(np.result_type(*{X.dtype for X in Xs})),
         is_soft=is_soft,
         total=total,
-        per_class=per_class,
     )
     return data, cuda_device
+
+
+def _own_classes(
+    problem: np.ndarray, indices: np.ndarray, n_classes: int, weights: np.ndarray | None
+) -> tuple[_OwnClasses, np.ndarray]:
+    """Return the classes with weight of each problem, and each row's place among its problem's.
+
+    A row of no weight whose class is none of its problem's gets any place. Nothing here has n_problems x n_classes
+    numbers: problems may have no class in common.
+    """
+    n_problems, codes = problem[-1] + 1, problem * n_classes + indices
+    pairs = np.unique(codes)
+    place = codes if len(pairs) == n_problems * n_classes else np.searchsorted(pairs, codes)
+    weight = np.bincount(place, weights, len(pairs)).astype(np.float64)
+    if not weight.all():
+        place = (np.cumsum(weight > 0) - 1)[place]
+        pairs, weight = pairs[weight > 0], weight[weight > 0]
+    own = _OwnClasses(pairs % n_classes, weight, np.bincount(pairs // n_classes, minlength=n_problems))
+    return own, np.maximum(place - own.start[problem], 0).astype(indices.dtype)
 
 
 def _receive_features(Xs) -> tuple[list, int | None]:
@@ -304,11 +376,10 @@ class _Fitting:
         self.settings = settings
         self.backend = backend
         n_problems, n_features = len(data.Xs), data.Xs[0].shape[1]
-        n_classes = len(data.classes)
-        # Soft targets name all classes; labels name those that a problem has.
-        self.has_class = np.full((n_problems, n_classes), True) if data.is_soft else data.per_class > 0
-        self.coef = np.zeros((n_problems, n_classes, n_features))
-        self.intercept = np.zeros((n_problems, n_classes))
+        # One row for each class that a problem has, or for each problem where two classes are all.
+        n_rows = n_problems if len(data.classes) == 2 else len(data.own.classes)
+        self.coef = np.zeros((n_rows, n_features), data.dtype)
+        self.intercept = np.zeros(n_rows)
         self.center = np.zeros((n_problems, n_features))
         self.records = np.zeros((5, n_problems))
         self.is_stopped = False
@@ -319,7 +390,7 @@ class _Fitting:
         plan = plan_waves(
             data.n_rows,
             data.Xs[0].shape[1],
-            len(data.classes),
+            data.own.n_classes,
             data.dtype,
             self.backend.name,
             self.backend.facts().n_threads,
@@ -341,13 +412,14 @@ class _Fitting:
         data, settings, backend = self.data, self.settings, self.backend
         if self.is_stopped:
             return
-        has_class, total = self.has_class[wave], data.total[wave]
+        places, has_class = data.own.of_wave(wave)
+        total = data.total[wave]
         unit = np.ones(len(wave))
         if data.weights is not None:
             largest = np.array([data.weights[p].max() for p in wave])
             unit = np.ldexp(1.0, np.frexp(largest)[1] - 1)
         X, low, high = self.stack_features(wave)
-        rows = self.stack_rows(X, wave, unit)
+        rows = self.stack_rows(X, wave, unit, has_class)
         # Two classes are a softmax with two columns, which share the weight of their difference.
         C = np.where(has_class.sum(axis=1) == 2, data.C[wave] / 2, data.C[wave])
         scale = np.append(feature_scale(low, high), np.full((len(wave), 1), float(settings["fit_intercept"])), axis=1)
@@ -362,11 +434,12 @@ class _Fitting:
         params = np.zeros((X.shape[1], *has_class.shape), data.dtype)
         if settings["fit_intercept"]:
             counts = data.n_rows[wave, np.newaxis]
-            params[-1] = start_intercept(total, data.per_class[wave], counts, settings["label_smoothing"])
+            per_class = np.where(has_class, data.own.weight[places], 0)
+            params[-1] = start_intercept(total, per_class, counts, settings["label_smoothing"])
         solver = LBFGS(tol=settings["tol"], max_iter=settings["max_iter"], n_pairs=N_PAIRS, first_refresh=FIRST_REFRESH)
         with np.errstate(all="ignore"):  # what overflows ends as a status, and no other problem hears of it
             solution = solver.minimize(objective, backend.to_device(params))
-        self.keep(wave, backend.to_host(solution.params), solution)
+        self.keep(wave, places, has_class, backend.to_host(solution.params), solution)
 
     def stack_features(self, wave: np.ndarray):
         """Return X (n_problems, n_features + 1, n_rows) of a wave, centred, and each feature's range.
@@ -392,10 +465,9 @@ class _Fitting:
             low, high = low - center, high - center
         return X, low, high
 
-    def stack_rows(self, X, wave: np.ndarray, unit: np.ndarray) -> IndependentRows:
+    def stack_rows(self, X, wave: np.ndarray, unit: np.ndarray, has_class: np.ndarray) -> IndependentRows:
         """Return the rows of a wave, weights counted in `unit` (n_problems,)."""
-        data, backend = self.data, self.backend
-        counts, has_class = data.n_rows[wave], self.has_class[wave]
+        data, backend, counts = self.data, self.backend, self.data.n_rows[wave]
         shape = len(wave), X.shape[2]
         weights = absence = None
         if data.weights is not None or counts.min() < X.shape[2]:
@@ -427,31 +499,34 @@ class _Fitting:
         soft += (smoothing * has_class / has_class.sum(axis=1, keepdims=True)).T[:, :, np.newaxis].astype(dtype)
         return soft
 
-    def keep(self, wave: np.ndarray, params: np.ndarray, solution: Solution) -> None:
-        """Write down a wave's solution, with params that sum to zero over the classes that a problem has."""
-        W, has_class = params.transpose(1, 2, 0).astype(np.float64), self.has_class[wave][:, :, np.newaxis]
-        mean = (W * has_class).sum(axis=1, keepdims=True) / has_class.sum(axis=1, keepdims=True)
-        W = np.where(has_class, W - mean, 0)
-        self.coef[wave] = W[:, :, :-1]
-        self.intercept[wave] = np.where(has_class[:, :, 0], W[:, :, -1], -np.inf)
+    def keep(
+        self, wave: np.ndarray, places: np.ndarray, has_class: np.ndarray, params: np.ndarray, solution: Solution
+    ) -> None:
+        """Write down a wave's solution as users know it: it sums to zero over the classes that a problem has."""
+        W, is_own = params.transpose(1, 2, 0).astype(np.float64), has_class[:, :, np.newaxis]
+        mean = (W * is_own).sum(axis=1, keepdims=True) / is_own.sum(axis=1, keepdims=True)
+        W -= mean
+        if len(self.data.classes) == 2:
+            W, places, has_class = W[:, 1:] - W[:, :1], wave[:, np.newaxis], has_class[:, :1]
+        coef, intercept = W[:, :, :-1].astype(self.data.dtype, order="C"), W[:, :, -1]
+        center = self.center[wave]
+        if center.any():  # from the rounded coefficients: offset times rounding is no rounding
+            intercept = intercept - (coef.astype(np.float64) @ center[:, :, np.newaxis])[:, :, 0]
+        places = places[has_class]
+        self.coef[places], self.intercept[places] = coef[has_class], intercept[has_class]
         record = solution.value, solution.gradient_norm, solution.n_iter, solution.n_passes, solution.status
         self.records[:, wave] = record
 
     def unpack(self) -> ManyFits:
-        """Return what was written down as users know it."""
-        data, coef, intercept = self.data, self.coef, self.intercept
-        if coef.shape[1] == 2:
-            coef, intercept = coef[:, 1:] - coef[:, :1], intercept[:, 1:] - intercept[:, :1]
-        coef = coef.astype(data.dtype)
-        if self.center.any():  # from the rounded coefficients: offset times rounding is no rounding
-            intercept = intercept - (coef.astype(np.float64) @ self.center[:, :, np.newaxis])[:, :, 0]
-        else:
+        """Return what was written down."""
+        data, intercept = self.data, self.intercept
+        if not self.center.any():
             intercept = intercept.astype(data.dtype)
         objective, gradient_norm, n_iter, n_passes, status = self.records
         status = np.array([Status(int(number)) for number in status], object)
         records = status, n_iter.astype(np.int32), n_passes, objective, gradient_norm
         settings = self.settings | {"C": data.C}
-        return ManyFits(coef, intercept, data.classes, *records, self.has_class, self.center, settings)
+        return ManyFits(data.classes, *records, data.own, self.coef, intercept, self.center, settings)
 
 
 def _warn_unless_converged(fits: ManyFits, tol: float) -> None:

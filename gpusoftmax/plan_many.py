@@ -18,7 +18,7 @@ FACTOR_BYTES = 16 << 20  # of those made together
 
 @dataclass(frozen=True)
 class WavePlan:
-    """Waves of problems, the largest first; in each all have as many rows as its first.
+    """Waves of problems; in each all have as many rows as its first, and columns as one with the most classes.
 
     waves : list of arrays of int
     n_threads : waves that run at once
@@ -33,7 +33,7 @@ class WavePlan:
 def plan_waves(
     n_rows: np.ndarray,
     n_features: int,
-    n_classes: int,
+    n_classes: int | np.ndarray,
     dtype: np.dtype,
     device: str,
     n_threads: int,
@@ -43,10 +43,13 @@ def plan_waves(
 ) -> WavePlan:
     """Cut problems into waves that have room in a cache, or in a budget.
 
+    No wave has a problem with twice as many classes as another, which would have to be as wide.
+
     Parameters
     ----------
     n_rows : array of int, shape (n_problems,)
-    n_features, n_classes : int
+    n_features : int
+    n_classes : int or array of int, shape (n_problems,)
     dtype : compute dtype
     device : {"cpu", "cuda"}
     n_threads : threads that can run waves
@@ -58,14 +61,15 @@ def plan_waves(
     WorkspaceError
         The largest problem alone does not fit; the message names a budget that does.
     """
-    order = np.argsort(-n_rows, kind="stable")
-    largest, sizes = int(n_rows.max()), (n_features, n_classes, dtype.itemsize, is_soft)
-    least = _problem_bytes(largest, *sizes)
+    n_classes = np.broadcast_to(n_classes, n_rows.shape)
+    each = _problem_bytes(n_rows, n_features, n_classes, dtype.itemsize, is_soft)
+    largest = int(each.argmax())
+    least = int(each[largest])
     budget = UNBOUNDED if budget_bytes is None else budget_bytes
     if least > budget:
         raise WorkspaceError(
-            f"memory_budget={budget_bytes} bytes is too small for one problem of {largest} rows, {n_features} features "
-            f"and {n_classes} classes: give at least memory_budget={least}."
+            f"memory_budget={budget_bytes} bytes is too small for one problem of {n_rows[largest]} rows, {n_features} "
+            f"features and {n_classes[largest]} classes: give at least memory_budget={least}."
         )
     n_threads = min(n_threads, len(n_rows), budget // least)
     room = min(max(WAVE_BYTES[device], least), budget // n_threads)
@@ -73,18 +77,24 @@ def plan_waves(
     spare = min(FACTOR_BYTES, (room - least) // 2)  # a metric's temporaries come beside what else a wave holds
     n_factored = spare // factor if n_features < MAX_METRIC_FEATURES else 0
     room -= n_factored * factor
-    each = np.array([_problem_bytes(int(n), *sizes) for n in n_rows[order]])
-    n_turns = -(-int(each.sum()) // (n_threads * room))
-    fewest = -(-len(order) // (n_turns * n_threads))  # what leaves no thread idle in the last turn
-    waves, start = [], 0
-    while start < len(order):
-        stop = start + max(1, min(int(room // each[start]), fewest))
-        waves.append(order[start:stop])
-        start = stop
+    halvings = np.floor(np.log2(n_classes.max() / n_classes))
+    waves = []
+    for times in np.unique(halvings):
+        alike = np.flatnonzero(halvings == times)
+        n_turns = -(-int(each[alike].sum()) // (n_threads * room))
+        fewest = -(-len(alike) // (n_turns * n_threads))  # what leaves no thread idle in the last turn
+        order = alike[np.lexsort((-n_classes[alike], -n_rows[alike]))]
+        while len(order):
+            some = order[:fewest]
+            widest = np.maximum.accumulate(n_classes[some])
+            need = _problem_bytes(n_rows[some[0]], n_features, widest, dtype.itemsize, is_soft)
+            stop = max(1, int((need * np.arange(1, len(some) + 1) <= room).sum()))
+            waves.append(order[:stop])
+            order = order[stop:]
     return WavePlan(waves, min(n_threads, len(waves)), n_factored)
 
 
-def _problem_bytes(n_rows: int, n_features: int, n_classes: int, size: int, is_soft: bool) -> int:
+def _problem_bytes(n_rows, n_features: int, n_classes, size: int, is_soft: bool):
     """Return the bytes of one problem in a wave: X and factor twice, since a wave that shrinks is copied."""
     n_params = (n_features + 1) * n_classes
     rows = n_rows * (2 * (n_features + 1) * size + (N_LOGITS + 2 * is_soft) * n_classes * size + 8 * 8)

@@ -55,6 +55,7 @@ def assert_equals_its_own_fit(fits, p, X, y, weights=None, **options):
     assert one.get_params() == own.get_params()
     assert type(one.status_) is Status
     assert vars(one).keys() == vars(own).keys()
+    return one
 
 
 @pytest.fixture
@@ -155,6 +156,51 @@ def test_a_problem_that_lacks_a_class_is_fitted_to_those_it_has(smoothing):
     assert (fits.coef[5, [0, 3]] == 0).all()
     for p in range(P):
         assert_equals_its_own_fit(fits, p, Xs[p], labels[p], label_smoothing=smoothing)
+
+
+def with_labels_of_their_own(ys):
+    """Return labels, the first two problems of two classes, that only the last two problems have in common."""
+    return [(y % 2 if p < 2 else y) + K * min(p, P - 2) for p, y in enumerate(ys)]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_problems_have_labels_of_their_own(weighted, smoothing):
+    Xs, ys = ragged()
+    ys, weights = with_labels_of_their_own(ys), None
+    if weighted:
+        weights = [np.random.default_rng(p).integers(1, 4, len(y)) for p, y in enumerate(ys)]
+        for p in (0, 4):
+            ys[p][-3:], weights[p][-3:] = -1 - p, 0  # labels that are nobody's
+        weights[5][ys[5] == K * 5 + 1] = 0  # and one that only the last problem keeps
+    fits = gs.fit_many(Xs, ys, sample_weights=weights, label_smoothing=smoothing, tol=TOL)
+    np.testing.assert_array_equal(fits.classes, np.unique(np.concatenate(ys)))
+    for p in range(P):
+        w = np.ones(len(ys[p])) if weights is None else weights[p]
+        heavy = w > 0
+        one = assert_equals_its_own_fit(fits, p, Xs[p][heavy], ys[p][heavy], w[heavy], label_smoothing=smoothing)
+        has_class = np.isin(fits.classes, one.classes_)
+        assert (fits.coef[p][~has_class] == 0).all()
+        np.testing.assert_array_equal(fits.intercept[p] == -np.inf, ~has_class)
+        if len(one.classes_) > 2:
+            np.testing.assert_array_equal(fits.coef[p][has_class], one.coef_)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1000.0])
+def test_labels_in_common_or_not_cost_the_same_and_give_the_same_bits(shift):
+    Xs, ys = made(200, 20)
+    Xs += shift
+    alike, peaks = gs.fit_many(Xs, ys), []
+    for labels in (ys, ys + K * np.arange(200)[:, np.newaxis]):
+        tracemalloc.start()
+        fits = gs.fit_many(Xs, labels)
+        estimators = [fits.to_estimator(p) for p in range(200)]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+    np.testing.assert_array_equal(fits.n_passes, alike.n_passes)
+    np.testing.assert_array_equal([one.coef_ for one in estimators], alike.coef)
+    np.testing.assert_array_equal([one.intercept_ for one in estimators], alike.intercept)
 
 
 @pytest.mark.parametrize("n_problems", [1, 2, 7])
@@ -273,6 +319,15 @@ def test_verbose_reports_finished_problems(capsys):
     assert "7 of 7 problems" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_estimators_are_counted_from_the_end_too_and_their_arrays_are_their_own(n_classes):
+    fits = gs.fit_many(*made(n_classes=n_classes))
+    one, last = fits.to_estimator(-1), fits.to_estimator(P - 1)
+    one.coef_ += 1
+    np.testing.assert_array_equal(last.coef_, fits.coef[-1])
+    np.testing.assert_array_equal(one.intercept_, last.intercept_)
+
+
 def test_frame():
     frame = gs.fit_many(*made()).to_frame()
     assert list(frame.columns) == ["status", "n_iter", "n_passes", "objective", "gradient_norm"]
@@ -324,6 +379,7 @@ def test_bad_input_is_named(arguments, options, message):
 def test_cuda(placed):
     Xs, ys = ragged()
     ys[1] = ys[1] % 2
+    ys[4] = ys[4] + K
     C = np.logspace(-1, 3, P)
     expected = gs.fit_many(Xs, ys, C=C, tol=1e-8)
     with cuda():

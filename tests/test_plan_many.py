@@ -64,6 +64,29 @@ def test_the_smallest_budget_is_named_and_enough():
     assert made.n_factored == 0
 
 
+@pytest.mark.parametrize("factor", [1, 2.1, 50])
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_waves_of_problems_with_classes_of_their_own(counts, factor):
+    counts = np.asarray(counts)
+    n_classes = np.random.default_rng(1).integers(2, 70, len(counts))
+    budget = int(factor * max(least(*sizes) for sizes in zip(counts, [64] * len(counts), n_classes, strict=True)))
+    made = plan(counts, n_classes=n_classes, budget=budget)
+    np.testing.assert_array_equal(np.sort(np.concatenate(made.waves)), np.arange(len(counts)))
+    for wave in made.waves:
+        assert counts[wave].max() == counts[wave[0]]
+        assert n_classes[wave].max() < 2 * n_classes[wave].min()
+        own = len(wave) * least(counts[wave[0]], n_classes=n_classes[wave].max()) + made.n_factored * 64 * 65**2
+        assert made.n_threads * own <= budget
+
+
+def test_the_smallest_budget_is_that_of_the_largest_problem_not_of_the_most_rows_and_classes():
+    rows, n_classes = [1000, 10], np.array([2, 400])
+    needed = max(least(1000, n_classes=2), least(10, n_classes=400))
+    with pytest.raises(WorkspaceError, match=rf"10 rows, 64 features and 400 .*memory_budget={needed}\.$"):
+        plan(rows, n_classes=n_classes, budget=needed - 1)
+    assert plan(rows, n_classes=n_classes, budget=needed).n_threads == 1
+
+
 def test_factors_are_made_where_they_fit():
     assert plan([100] * 50).n_factored > 10
     assert plan([100] * 50, dtype=FLOAT64, n_features=3000).n_factored == 0
