@@ -15,7 +15,7 @@ from gpusoftmax.interop import receive, to_host
 from gpusoftmax.targets import check_class_names, encode_labels
 
 NEAR = 1.0  # of log t: where most temperatures are
-FAR = 10.0  # of the logarithm of t over the widest range of a row's logits: beyond it nothing changes
+FAR = 10.0  # of the logarithm of t over the widest range of a row's logits: above it nothing changes
 TOLERANCE = 1e-9  # of log t
 Z_95 = 1.96
 
@@ -59,8 +59,9 @@ def calibrate(model: SoftmaxRegression, X, y, sample_weight=None) -> SoftmaxRegr
     Warns
     -----
     UserWarning
-        There is no best temperature, and a bound is taken, e⁻¹⁰ or e¹⁰ times the widest range of a row's logits: the
-        model is right on every row, so that the surer the better, or its logits are no better than none.
+        There is no best temperature, and a bound is taken. Either the model is right on every row, so that the surer
+        the better: one at which all probabilities are 0 or 1. Or its logits are no better than none: e¹⁰ times the
+        widest range of a row's logits. Rows of weight zero do not count.
 
     Examples
     --------
@@ -90,7 +91,7 @@ def _best_temperature(held_out: HeldOut) -> float:
 
     if slope(-NEAR) < 0 < slope(NEAR):
         return float(np.exp(-brentq(slope, -NEAR, NEAR, xtol=TOLERANCE)))
-    widest = max((float(-logits.min()) for _, logits in held_out.blocks()), default=0.0) or 1.0
+    widest = max(-logits[held_out.weights[rows] > 0].min(initial=0) for rows, logits in held_out.blocks()) or 1.0
     lowest, highest = (reach - np.log(widest) for reach in (-FAR, FAR))
     if slope(lowest) >= 0:
         warnings.warn(
@@ -99,7 +100,9 @@ def _best_temperature(held_out: HeldOut) -> float:
             stacklevel=3,
         )
         return float(np.exp(-lowest))
-    if slope(highest) <= 0:
+    while slope(highest) < 0:  # where one row is much wider than others, those are not sure yet
+        highest += FAR
+    if slope(highest) == 0:  # no probability is left to a class that has none of the target's
         warnings.warn(
             f"The model is right on all {np.count_nonzero(held_out.weights)} held-out rows: the surer the better, "
             "and the temperature is at its lower bound. Calibrate with more rows, hard ones too.",

@@ -216,30 +216,40 @@ def test_memory_does_not_grow_with_rows_times_classes(judge, monkeypatch):
 def test_a_model_that_is_always_right_ends_at_the_lower_bound():
     x = np.linspace(-1, 1, 20)[:, np.newaxis]
     clf = SoftmaxRegression().fit(x, x[:, 0] > 0)
-    with pytest.warns(UserWarning, match="right on all 20 held-out rows.*lower bound"):
-        calibrated = calibrate(clf, x, x[:, 0] > 0)
+    rows, y, weights = np.r_[x, [[1.0]]], np.r_[x[:, 0] > 0, False], np.r_[np.ones(20), 0.0]
+    with pytest.warns(UserWarning, match="right on all 20 held-out rows.*lower bound") as caught:
+        calibrated = calibrate(clf, rows, y, weights)
+    assert caught[0].filename == __file__
     assert 0 < calibrated.temperature_ < 1e-3
     assert calibrated.score(x, x[:, 0] > 0) == 1
     assert np.isfinite(calibrated.predict_log_proba(x)).all()
 
 
 @pytest.mark.parametrize("coef", [1.0, 0.0])
-def test_a_model_that_knows_nothing_ends_at_the_upper_bound(coef):
+def test_a_model_that_knows_nothing_ends_at_the_upper_bound(coef, monkeypatch):
+    monkeypatch.setattr(held_out, "BLOCK_NUMBERS", 1)  # a row alone, one without weight too
     x = np.linspace(-1, 1, 20)[:, np.newaxis]
-    clf = SoftmaxRegression().fit(x, x[:, 0] > 0)
+    clf = SoftmaxRegression(fit_intercept=False).fit(x, x[:, 0] > 0)
     clf.coef_ *= coef
     with pytest.warns(UserWarning, match="no more about y than chance.*upper bound"):
         calibrated = calibrate(clf, x, x[:, 0] < 0)
     np.testing.assert_allclose(calibrated.predict_proba(x), 0.5, atol=1e-3)
     np.testing.assert_array_equal(calibrated.predict(x), clf.predict(x))
+    rows, y, weights = np.r_[x, [[1e8]]], np.r_[x[:, 0] < 0, True], np.r_[np.ones(20), 0.0]
+    with pytest.warns(UserWarning, match="upper bound") as caught:
+        assert calibrate(clf, rows, y, weights).temperature_ == calibrated.temperature_
+    assert caught[0].filename == __file__
 
 
 def test_a_strong_penalty_is_no_bound():
     clf = SoftmaxRegression(C=1e-9, fit_intercept=False).fit(X[FIT], Y[FIT])
+    wide = 1e8 * X[HELD][:1]  # a row that is right at every temperature says nothing
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         calibrated = calibrate(clf, X[HELD], Y[HELD])
+        with_wide = calibrate(clf, np.r_[wide, X[HELD]], np.r_[clf.predict(wide), Y[HELD]], np.r_[1e3, np.ones(500)])
     assert calibrated.temperature_ < 1e-3
+    assert with_wide.temperature_ == pytest.approx(calibrated.temperature_, rel=1e-7)
 
 
 def test_what_is_wrong_is_said(models):
