@@ -77,6 +77,13 @@ def test_agrees_with_scikit_learn(models, n_classes):
     np.testing.assert_allclose(ours.predict_proba(X[TEST]), theirs.predict_proba(X[TEST]), atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-320, 1e307])
+def test_the_size_of_all_weights_does_not_count(models, scale):
+    weights = np.random.default_rng(0).choice([1, 2, 4], 500)  # exact at the smallest scale too
+    few, many = (calibrate(models[10], X[HELD], Y[HELD], size * weights) for size in (1.0, scale))
+    assert many.temperature_ == pytest.approx(few.temperature_, rel=1e-7)
+
+
 def test_weights_equal_repetition_and_zero_equals_absence(models):
     weights = np.random.default_rng(0).integers(0, 4, 500)
     weighted = calibrate(models[10], X[HELD], Y[HELD], weights)
@@ -272,6 +279,8 @@ def test_what_is_wrong_is_said(models):
         calibrate(clf, X[:3], [1, 2, 3], [1, 1, -1])
     with pytest.raises(ValueError, match="NaN or infinity"):
         calibrate(clf, X[:3], [1, 2, 3], [1, 1, np.nan])
+    with pytest.raises(ValueError, match="no held-out rows"):
+        calibrate(clf, X[:0], Y[:0])
     with pytest.raises(ValueError, match="has 3 features"):
         calibrate(clf, X[:3, :3], [1, 2, 3])
 
@@ -316,6 +325,13 @@ def test_calibration_error_of_labels_that_are_not_all_there():
         ([0, 1, 1], [[0.5, 0.5], [0.5, 0.5]], {}, "n_classes"),
         ([0, 1], [[0.5, 1.5], [0.5, 0.5]], {}, r"lie in \[0, 1\]"),
         ([0, 1], [[np.nan, np.nan], [0.5, 0.5]], {}, r"lie in \[0, 1\]"),
+        ([0, 1], [[-5.0, 0.6], [0.5, 0.5]], {}, r"lie in \[0, 1\]"),
+        ([0, 1], [[0.0, 0.0], [0.5, 0.5]], {}, "at least one above 0"),
+        ([], np.empty((0, 2)), {}, "no held-out rows"),
+        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"sample_weight": [1, np.inf]}, "NaN or infinity"),
+        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"sample_weight": [1, np.nan]}, "NaN or infinity"),
+        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"classes": [0, 0]}, "must be distinct"),
+        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"classes": [0, np.nan]}, "hold no NaN"),
         ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"n_bins": 0}, "n_bins must be at least 1, got 0"),
         ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"sample_weight": [0, 0]}, "zero for every sample"),
         ([0, 7], [[0.5, 0.5], [0.5, 0.5]], {"classes": [0, 1]}, "1 label not among the 2 classes: 7"),

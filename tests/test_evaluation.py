@@ -4,6 +4,7 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 
 from gpusoftmax import SoftmaxRegression, evaluate, expected_calibration_error, held_out
+from gpusoftmax.calibration import wilson_interval
 
 X, Y = load_digits(return_X_y=True)
 WEIGHTS = np.random.default_rng(0).random(697)
@@ -56,6 +57,24 @@ def test_the_interval_is_that_of_scipy_and_weights_widen_it(case):
     one_counts = evaluate(clf, X, y, np.r_[1e9, np.ones(696)])
     assert one_counts.n_effective == pytest.approx(1, rel=1e-4)
     assert one_counts.accuracy_interval[1] - one_counts.accuracy_interval[0] > 0.7
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e307])
+def test_the_size_of_all_weights_counts_for_support_only(case, scale):
+    weights = np.random.default_rng(0).choice([1, 2, 4], 697)  # exact at the smallest scale too
+    few, many = (evaluate(*case, size * weights) for size in (1.0, scale))
+    figures = ("accuracy", "accuracy_interval", "n_effective", "log_loss", "chance_log_loss", "precision", "recall")
+    for name in (*figures, "f1", "frequencies", "expected_calibration_error"):
+        np.testing.assert_allclose(getattr(many, name), getattr(few, name), err_msg=name)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(many.support, few.support * scale)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_rounding_takes_no_interval_out_of_zero_to_one(share):
+    low, high = wilson_interval(share, np.arange(1, 100))
+    assert (low >= 0).all()
+    assert (high <= 1).all()
 
 
 def test_mistakes_without_weight_are_none(case):
