@@ -93,7 +93,7 @@ def test_patience(monkeypatch, losses, options, n_iter, best):
 
 
 @pytest.mark.parametrize("piece", [7, 1 << 22])
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS, 1e307 * WEIGHTS], ids=["unweighted", "weighted", "huge"])
 @pytest.mark.parametrize("kind", [np.asarray, pd.DataFrame, pl.DataFrame])
 def test_loss_is_the_mean_cross_entropy(monkeypatch, kind, weights, piece):
     monkeypatch.setattr(early_stopping, "PIECE_NUMBERS", piece)
@@ -101,6 +101,7 @@ def test_loss_is_the_mean_cross_entropy(monkeypatch, kind, weights, piece):
     train, held_out = (kind(x) for x in (X, X_VAL))
     callback = EarlyStopping(held_out, names[Y_VAL], sample_weight_val=weights, patience=1)
     clf = SoftmaxRegression(C=OVERFITS).set_callbacks(callback).fit(train, names[Y])
+    weights = None if weights is None else WEIGHTS
     expected = log_loss(names[Y_VAL], clf.predict_proba(held_out), sample_weight=weights)
     assert_allclose(np.nanmin(clf.history_.validation_losses), expected, rtol=1e-12)
 
@@ -162,6 +163,8 @@ def test_pickled_cloned_and_cross_validated():
         (Y_VAL[1:], {}, "inconsistent numbers of samples"),
         (Y_VAL, {"sample_weight_val": -WEIGHTS}, "finite, non-negative weights with a positive sum"),
         (Y_VAL, {"sample_weight_val": 0 * WEIGHTS}, "finite, non-negative weights with a positive sum"),
+        (Y_VAL, {"sample_weight_val": np.r_[np.inf, WEIGHTS[1:]]}, "finite, non-negative weights with a positive sum"),
+        (Y_VAL, {"sample_weight_val": WEIGHTS[:, np.newaxis]}, "positive sum, in one dimension"),
         (Y_VAL, {"patience": 0}, "'patience' parameter of EarlyStopping.__init__ must be an int in the range"),
         (
             Y_VAL,
@@ -173,6 +176,11 @@ def test_pickled_cloned_and_cross_validated():
 def test_errors_name_what_is_wrong(y_val, options, message):
     with pytest.raises(ValueError, match=message):
         fitted(EarlyStopping(X_VAL, y_val, **options))
+
+
+def test_no_rows_are_said_before_the_fit():
+    with pytest.raises(ValueError, match="X_val and y_val have no rows"):
+        EarlyStopping(X_VAL[:0], Y_VAL[:0])
 
 
 def test_on_the_device():
