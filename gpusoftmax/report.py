@@ -354,4 +354,4 @@ def _share(value: float) -> str:
 
 
 def _weight(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() and value < 2**53 else f"{value:,.4g}"

@@ -224,7 +224,18 @@ def test_labels_that_are_not_classes_are_an_error():
         plots.confusion_matrix([0, 7], [0, 1], classes=[0, 1])
 
 
-@pytest.mark.parametrize(("count", "text"), [(7, "7"), (9999, "9999"), (12345, "12k"), (2.5, "2.50"), (123.4, "123")])
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (7, "7"),
+        (9999, "9999"),
+        (12345, "12k"),
+        (2.5, "2.50"),
+        (123.4, "123"),
+        (3e160, "3e160"),
+        (2e-9, "2e-09"),
+    ],
+)
 def test_numbers_are_short(ax, count, text):
     plots.confusion_matrix([0, 1], [0, 1], ax, sample_weight=[count, 1])
     assert ax.texts[0].get_text() == text
