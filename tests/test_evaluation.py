@@ -22,6 +22,7 @@ def test_figures_are_those_of_scikit_learn(case, weights):
     found = evaluate(clf, X, y, weights)
     probabilities, predicted = clf.predict_proba(X), clf.predict(X)
     assert found.accuracy == pytest.approx(clf.score(X, y, weights))
+    np.testing.assert_allclose(found.confidence, probabilities.max(axis=1), rtol=1e-12)
     assert found.log_loss == pytest.approx(metrics.log_loss(y, probabilities, sample_weight=weights))
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         y, predicted, sample_weight=weights, zero_division=np.nan
@@ -116,5 +117,6 @@ def test_blocks_of_rows_change_nothing(case, monkeypatch):
 
 def test_soft_targets_are_refused(case):
     clf, X, _ = case
-    with pytest.raises(ValueError, match=r"y must have shape \(n_samples,\), got \(697, 3\)"):
-        evaluate(clf, X, np.full((697, 3), 1 / 3))
+    n_classes = len(clf.classes_)
+    with pytest.raises(ValueError, match=rf"y must have shape \(n_samples,\), got \(697, {n_classes}\)"):
+        evaluate(clf, X, np.full((697, n_classes), 1 / n_classes))

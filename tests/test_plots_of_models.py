@@ -143,6 +143,9 @@ def test_points_are_bins_and_empty_bins_have_none(ax):
     points = ax.get_lines()[2]
     np.testing.assert_allclose(points.get_xdata(), [(0.6 + 3 * 0.45) / 4, (0.9 + 2 * 1.0) / 3])
     np.testing.assert_allclose(points.get_ydata(), [1 / 4, 1.0])
+    for bar, accuracy, n_rows in zip(ax.collections[0].get_segments(), (1 / 4, 1.0), (16 / 10, 9 / 5), strict=True):
+        ends = bar[:, 1]  # Wilson's: as far from the accuracy as 1.96 of their own standard deviations
+        np.testing.assert_allclose(n_rows * (accuracy - ends) ** 2, 1.96**2 * ends * (1 - ends), atol=1e-12)
     (shares,) = ax.patches
     np.testing.assert_allclose(shares.get_data().values, [0, 0, 4 / 7, 0, 3 / 7])
     error = expected_calibration_error(y, rows, sample_weight=weights, n_bins=5)
@@ -212,6 +215,11 @@ def test_many_classes_are_those_of_the_most_rows_and_others(ax):
     assert shares[0, 50] == pytest.approx(1 / 3)
     assert not ax.texts
     assert len(ax.figure.axes) == 2  # a bar of colours instead of numbers
+
+
+def test_many_classes_are_those_of_the_most_weight(ax):
+    plots.confusion_matrix([0, 0, 1, 2], [0, 0, 1, 2], ax, sample_weight=[1, 1, 3, 4], max_classes=2)
+    assert names_of(ax.yaxis) == ["1", "2", "1 others"]
 
 
 def test_classes_without_rows_are_drawn_where_asked(ax):
