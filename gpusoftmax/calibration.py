@@ -1,7 +1,7 @@
 """Probabilities that mean what they say: one temperature fitted on held-out rows, and how far off they are."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
@@ -9,13 +9,12 @@ from scipy.optimize import brentq
 from sklearn.base import clone
 
 from gpusoftmax.estimator import SoftmaxRegression
-from gpusoftmax.functional import check_weights
-from gpusoftmax.held_out import HeldOut, places_of
+from gpusoftmax.held_out import HeldOut, check_row_weights, places_of, without_scale
 from gpusoftmax.interop import receive, to_host
 from gpusoftmax.targets import check_class_names, encode_labels
 
 NEAR = 1.0  # of log t: where most temperatures are
-FAR = 10.0  # of the logarithm of t over the widest range of a row's logits: beyond it nothing changes
+FAR = 10.0  # of the logarithm of t over the widest range of a row's logits: above it nothing changes
 TOLERANCE = 1e-9  # of log t
 Z_95 = 1.96
 
@@ -59,8 +58,9 @@ def calibrate(model: SoftmaxRegression, X, y, sample_weight=None) -> SoftmaxRegr
     Warns
     -----
     UserWarning
-        There is no best temperature, and a bound is taken, e⁻¹⁰ or e¹⁰ times the widest range of a row's logits: the
-        model is right on every row, so that the surer the better, or its logits are no better than none.
+        There is no best temperature, and a bound is taken. Either the model is right on every row, so that the surer
+        the better: one at which all probabilities are 0 or 1. Or its logits are no better than none: e¹⁰ times the
+        widest range of a row's logits. Rows of weight zero do not count.
 
     Examples
     --------
@@ -83,6 +83,7 @@ def calibrate(model: SoftmaxRegression, X, y, sample_weight=None) -> SoftmaxRegr
 
 def _best_temperature(held_out: HeldOut) -> float:
     """Return the temperature where the slope of the loss changes its sign, or the bound that it lies beyond."""
+    held_out = replace(held_out, weights=without_scale(held_out.weights))
 
     @cache
     def slope(log_inverse: float) -> float:
@@ -90,7 +91,7 @@ def _best_temperature(held_out: HeldOut) -> float:
 
     if slope(-NEAR) < 0 < slope(NEAR):
         return float(np.exp(-brentq(slope, -NEAR, NEAR, xtol=TOLERANCE)))
-    widest = max((float(-logits.min()) for _, logits in held_out.blocks()), default=0.0) or 1.0
+    widest = max(-logits[held_out.weights[rows] > 0].min(initial=0) for rows, logits in held_out.blocks()) or 1.0
     lowest, highest = (reach - np.log(widest) for reach in (-FAR, FAR))
     if slope(lowest) >= 0:
         warnings.warn(
@@ -99,7 +100,9 @@ def _best_temperature(held_out: HeldOut) -> float:
             stacklevel=3,
         )
         return float(np.exp(-lowest))
-    if slope(highest) <= 0:
+    while slope(highest) < 0:  # where one row is much wider than others, those are not sure yet
+        highest += FAR
+    if slope(highest) == 0:  # no probability is left to a class that has none of the target's
         warnings.warn(
             f"The model is right on all {np.count_nonzero(held_out.weights)} held-out rows: the surer the better, "
             "and the temperature is at its lower bound. Calibrate with more rows, hard ones too.",
@@ -149,7 +152,7 @@ class Reliability:
     ----------
     edges : array of shape (n_bins + 1,)
     weight : array
-        Total weight of the bin's rows.
+        Total weight of the bin's rows, of which only ratios count.
     n_effective : array
         Rows of equal weight that would tell as much, (Σ s)² / Σ s² (Kish 1965).
     confidence, accuracy : arrays
@@ -169,6 +172,7 @@ class Reliability:
             raise ValueError(f"n_bins must be at least 1, got {n_bins}.")
         edges = np.linspace(0, 1, n_bins + 1)
         bins = np.searchsorted(edges[1:-1], confidence, side="left")
+        weights = without_scale(weights)
 
         def sums(values):
             return np.bincount(bins, values, minlength=n_bins)
@@ -192,7 +196,7 @@ def wilson_interval(share, n_rows):
     shrink = 1 / (1 + Z_95**2 / n_rows)
     middle = shrink * (share + Z_95**2 / (2 * n_rows))
     half = shrink * Z_95 * np.sqrt(share * (1 - share) / n_rows + Z_95**2 / (4 * n_rows**2))
-    return middle - half, middle + half
+    return np.maximum(middle - half, 0), np.minimum(middle + half, 1)  # which rounding may miss
 
 
 def reliability(y, probabilities, *, classes=None, sample_weight=None, n_bins=15) -> Reliability:
@@ -204,6 +208,7 @@ def reliability(y, probabilities, *, classes=None, sample_weight=None, n_bins=15
             "y must have shape (n_samples,) and probabilities (n_samples, n_classes) with a column for each class, got "
             f"{y.shape} and {probabilities.shape}."
         )
+    weights = check_row_weights(sample_weight, len(y))
     n_classes = probabilities.shape[1]
     if classes is None:
         classes, _ = encode_labels(y)
@@ -215,10 +220,8 @@ def reliability(y, probabilities, *, classes=None, sample_weight=None, n_bins=15
     targets = places_of(y, check_class_names(to_host(classes), n_classes))
     predicted = probabilities.argmax(axis=1)
     confidence = np.take_along_axis(probabilities, predicted[:, np.newaxis], axis=1)[:, 0].astype(np.float64)
-    if not (np.isfinite(confidence) & (confidence <= 1 + 1e-6) & (confidence > 0)).all():
+    if not ((probabilities.min(axis=1) >= 0) & (confidence <= 1 + 1e-6) & (confidence > 0)).all():
         raise ValueError("probabilities must lie in [0, 1], with at least one above 0 in each row.")
-    weights = np.ones(len(y)) if sample_weight is None else np.asarray(to_host(sample_weight), np.float64)
-    check_weights(weights, len(y))
     return Reliability.measure(confidence, predicted == targets, weights, n_bins)
 
 
@@ -250,7 +253,8 @@ def expected_calibration_error(y, probabilities, *, classes=None, sample_weight=
     Raises
     ------
     ValueError
-        Shapes disagree, probabilities or weights are out of range, or y holds labels that are not in `classes`.
+        There are no rows, shapes disagree, probabilities or weights are out of range, or y holds labels that are not
+        in `classes`.
 
     Examples
     --------

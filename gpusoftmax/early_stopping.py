@@ -8,8 +8,10 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing, check_consistent_length
 from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils.validation import _num_samples
 
 from gpusoftmax.callbacks import logger
+from gpusoftmax.held_out import without_scale
 from gpusoftmax.interop import to_host
 from gpusoftmax.solvers.base import Status
 from gpusoftmax.targets import check_soft_targets
@@ -67,8 +69,14 @@ class EarlyStopping:
     def __init__(self, X_val, y_val, *, sample_weight_val=None, patience=5, min_improvement=0.0):
         weights = None if sample_weight_val is None else np.asarray(to_host(sample_weight_val), np.float64)
         check_consistent_length(X_val, y_val, weights)
-        if weights is not None and not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
-            raise ValueError("sample_weight_val must hold finite, non-negative weights with a positive sum.")
+        if _num_samples(X_val) == 0:
+            raise ValueError("X_val and y_val have no rows: give at least one.")
+        if weights is not None:
+            if weights.ndim != 1 or not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+                raise ValueError(
+                    "sample_weight_val must hold finite, non-negative weights with a positive sum, in one dimension."
+                )
+            weights = without_scale(weights)
         self.X_val = X_val
         self.y_val = y_val
         self.sample_weight_val = weights

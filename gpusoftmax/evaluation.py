@@ -7,7 +7,7 @@ import numpy as np
 
 from gpusoftmax.calibration import Reliability, wilson_interval
 from gpusoftmax.estimator import SoftmaxRegression
-from gpusoftmax.held_out import HeldOut
+from gpusoftmax.held_out import HeldOut, without_scale
 from gpusoftmax.interop import to_host
 
 
@@ -43,7 +43,7 @@ class Evaluation:
     @property
     def n_effective(self) -> float:
         """How many rows of equal weight would tell as much, (Σ s)² / Σ s² (Kish 1965)."""
-        return float(self.weights.sum() ** 2 / (self.weights**2).sum())
+        return float(self._weights.sum() ** 2 / (self._weights**2).sum())
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
@@ -59,7 +59,7 @@ class Evaluation:
     @property
     def chance_log_loss(self) -> float:
         """Mean cross-entropy of a model that knows only how frequent the classes are among these rows."""
-        shares = self.support[self.support > 0] / self.support.sum()
+        shares = self.frequencies[self.frequencies > 0]
         return float(-shares @ np.log(shares))
 
     @property
@@ -77,19 +77,24 @@ class Evaluation:
         return self._sums(self.targets, self.weights)
 
     @property
+    def frequencies(self) -> np.ndarray:
+        """Share of each class among the rows, (n_classes,)."""
+        return self._support / self._support.sum()
+
+    @property
     def precision(self) -> np.ndarray:
         """Share of right ones among the rows predicted as each class, (n_classes,); NaN where there are none."""
-        return self._ratio(self._hits, self._sums(self.predictions, self.weights))
+        return self._ratio(self._hits, self._sums(self.predictions, self._weights))
 
     @property
     def recall(self) -> np.ndarray:
         """Share of right ones among the rows of each class, (n_classes,); NaN where there are none."""
-        return self._ratio(self._hits, self.support)
+        return self._ratio(self._hits, self._support)
 
     @property
     def f1(self) -> np.ndarray:
         """Harmonic mean of precision and recall, (n_classes,); NaN where there is neither a row nor a prediction."""
-        return self._ratio(2 * self._hits, self.support + self._sums(self.predictions, self.weights))
+        return self._ratio(2 * self._hits, self._support + self._sums(self.predictions, self._weights))
 
     def mistakes(self, n_largest: int) -> list[tuple[int, int, float]]:
         """Return class, class predicted and weight of the most frequent mistakes, most frequent first."""
@@ -101,12 +106,21 @@ class Evaluation:
         largest = np.argsort(-weight, kind="stable")[:n_largest]
         return [(int(pairs[0, i]), int(pairs[1, i]), float(weight[i])) for i in largest if weight[i] > 0]
 
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        """Weights for ratios, whose squares and sums are finite whatever the size of `weights`."""
+        return without_scale(self.weights)
+
+    @property
+    def _support(self) -> np.ndarray:
+        return self._sums(self.targets, self._weights)
+
     @property
     def _hits(self) -> np.ndarray:
-        return self._sums(self.targets, self.weights * (self.predictions == self.targets))
+        return self._sums(self.targets, self._weights * (self.predictions == self.targets))
 
     def _mean(self, values) -> float:
-        return float(self.weights @ values / self.weights.sum())
+        return float(self._weights @ values / self._weights.sum())
 
     def _sums(self, places: np.ndarray, values: np.ndarray) -> np.ndarray:
         return np.bincount(places, values, minlength=len(self.classes))

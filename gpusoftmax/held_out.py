@@ -29,7 +29,7 @@ class HeldOut:
     X : array-like of shape (n_samples, n_features), as the user gave it
     targets : array of shape (n_samples,) or (n_samples, n_classes)
         Places in ``model.classes_``, or soft targets.
-    weights : array of shape (n_samples,), float64
+    weights : array of shape (n_samples,), float64, as the user gave them
     """
 
     model: SoftmaxRegression
@@ -46,18 +46,15 @@ class HeldOut:
         NotFittedError
             The model has not been fitted.
         TypeError, ValueError
-            Lengths disagree, the model knows none of some labels, or weights or soft targets are not what they must be.
+            There are no rows, lengths disagree, the model knows none of some labels, or weights or soft targets are
+            not what they must be.
         """
         if not isinstance(model, SoftmaxRegression):
             raise TypeError(f"model must be a fitted SoftmaxRegression, got {type(model).__name__}.")
         check_is_fitted(model)
         y = np.asarray(to_host(y))
         check_consistent_length(X, y)
-        n_rows = _num_samples(X)
-        weights = np.ones(n_rows) if sample_weight is None else np.asarray(to_host(sample_weight), np.float64)
-        if not np.isfinite(weights).all():
-            raise ValueError("sample_weight must be finite: it holds NaN or infinity.")
-        check_weights(weights, n_rows)
+        weights = check_row_weights(sample_weight, _num_samples(X))
         classes = to_host(model.classes_)
         if y.ndim == 2 and y.shape[1] > 1:
             if not allows_soft or y.shape[1] != len(classes):
@@ -77,6 +74,31 @@ class HeldOut:
             if logits.ndim == 1:  # two classes: their difference
                 logits = np.column_stack([np.zeros_like(logits), logits])
             yield rows, logits - logits.max(axis=1, keepdims=True)
+
+
+def check_row_weights(sample_weight, n_rows: int) -> np.ndarray:
+    """Return weights of held-out rows, (n_rows,) float64, ones for None.
+
+    Raises
+    ------
+    ValueError
+        There are no rows, or weights are of another shape, not finite, negative or all zero.
+    """
+    if n_rows == 0:
+        raise ValueError("There are no held-out rows: give at least one.")
+    if sample_weight is None:
+        return np.ones(n_rows)
+    weights = np.asarray(to_host(sample_weight), np.float64)
+    if not np.isfinite(weights).all():
+        raise ValueError("sample_weight must be finite: it holds NaN or infinity.")
+    with np.errstate(over="ignore"):  # of their sum, of which only the sign counts here
+        check_weights(weights, n_rows)
+    return weights
+
+
+def without_scale(weights: np.ndarray) -> np.ndarray:
+    """Return weights over the power of two below the largest: the same means, and squares and sums that are finite."""
+    return np.ldexp(weights, 1 - np.frexp(weights.max())[1])
 
 
 def places_of(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -151,7 +151,7 @@ def _headline(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """Return name, value and what to compare it with."""
     accuracy = evaluation.accuracy
     low, high = evaluation.accuracy_interval
-    most = evaluation.support.max() / evaluation.support.sum()
+    most = evaluation.frequencies.max()
     recall = evaluation.recall[evaluation.support > 0]
     chance, error = evaluation.chance_log_loss, evaluation.expected_calibration_error
     return [
@@ -354,4 +354,4 @@ def _share(value: float) -> str:
 
 
 def _weight(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() and value < 2**53 else f"{value:,.4g}"

@@ -77,6 +77,13 @@ def test_agrees_with_scikit_learn(models, n_classes):
     np.testing.assert_allclose(ours.predict_proba(X[TEST]), theirs.predict_proba(X[TEST]), atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-320, 1e307])
+def test_the_size_of_all_weights_does_not_count(models, scale):
+    weights = np.random.default_rng(0).choice([1, 2, 4], 500)  # exact at the smallest scale too
+    few, many = (calibrate(models[10], X[HELD], Y[HELD], size * weights) for size in (1.0, scale))
+    assert many.temperature_ == pytest.approx(few.temperature_, rel=1e-7)
+
+
 def test_weights_equal_repetition_and_zero_equals_absence(models):
     weights = np.random.default_rng(0).integers(0, 4, 500)
     weighted = calibrate(models[10], X[HELD], Y[HELD], weights)
@@ -216,30 +223,40 @@ def test_memory_does_not_grow_with_rows_times_classes(judge, monkeypatch):
 def test_a_model_that_is_always_right_ends_at_the_lower_bound():
     x = np.linspace(-1, 1, 20)[:, np.newaxis]
     clf = SoftmaxRegression().fit(x, x[:, 0] > 0)
-    with pytest.warns(UserWarning, match="right on all 20 held-out rows.*lower bound"):
-        calibrated = calibrate(clf, x, x[:, 0] > 0)
+    rows, y, weights = np.r_[x, [[1.0]]], np.r_[x[:, 0] > 0, False], np.r_[np.ones(20), 0.0]
+    with pytest.warns(UserWarning, match="right on all 20 held-out rows.*lower bound") as caught:
+        calibrated = calibrate(clf, rows, y, weights)
+    assert caught[0].filename == __file__
     assert 0 < calibrated.temperature_ < 1e-3
     assert calibrated.score(x, x[:, 0] > 0) == 1
     assert np.isfinite(calibrated.predict_log_proba(x)).all()
 
 
 @pytest.mark.parametrize("coef", [1.0, 0.0])
-def test_a_model_that_knows_nothing_ends_at_the_upper_bound(coef):
+def test_a_model_that_knows_nothing_ends_at_the_upper_bound(coef, monkeypatch):
+    monkeypatch.setattr(held_out, "BLOCK_NUMBERS", 1)  # a row alone, one without weight too
     x = np.linspace(-1, 1, 20)[:, np.newaxis]
-    clf = SoftmaxRegression().fit(x, x[:, 0] > 0)
+    clf = SoftmaxRegression(fit_intercept=False).fit(x, x[:, 0] > 0)
     clf.coef_ *= coef
     with pytest.warns(UserWarning, match="no more about y than chance.*upper bound"):
         calibrated = calibrate(clf, x, x[:, 0] < 0)
     np.testing.assert_allclose(calibrated.predict_proba(x), 0.5, atol=1e-3)
     np.testing.assert_array_equal(calibrated.predict(x), clf.predict(x))
+    rows, y, weights = np.r_[x, [[1e8]]], np.r_[x[:, 0] < 0, True], np.r_[np.ones(20), 0.0]
+    with pytest.warns(UserWarning, match="upper bound") as caught:
+        assert calibrate(clf, rows, y, weights).temperature_ == calibrated.temperature_
+    assert caught[0].filename == __file__
 
 
 def test_a_strong_penalty_is_no_bound():
     clf = SoftmaxRegression(C=1e-9, fit_intercept=False).fit(X[FIT], Y[FIT])
+    wide = 1e8 * X[HELD][:1]  # a row that is right at every temperature says nothing
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         calibrated = calibrate(clf, X[HELD], Y[HELD])
+        with_wide = calibrate(clf, np.r_[wide, X[HELD]], np.r_[clf.predict(wide), Y[HELD]], np.r_[1e3, np.ones(500)])
     assert calibrated.temperature_ < 1e-3
+    assert with_wide.temperature_ == pytest.approx(calibrated.temperature_, rel=1e-7)
 
 
 def test_what_is_wrong_is_said(models):
@@ -262,6 +279,8 @@ def test_what_is_wrong_is_said(models):
         calibrate(clf, X[:3], [1, 2, 3], [1, 1, -1])
     with pytest.raises(ValueError, match="NaN or infinity"):
         calibrate(clf, X[:3], [1, 2, 3], [1, 1, np.nan])
+    with pytest.raises(ValueError, match="no held-out rows"):
+        calibrate(clf, X[:0], Y[:0])
     with pytest.raises(ValueError, match="has 3 features"):
         calibrate(clf, X[:3, :3], [1, 2, 3])
 
@@ -306,6 +325,13 @@ def test_calibration_error_of_labels_that_are_not_all_there():
         ([0, 1, 1], [[0.5, 0.5], [0.5, 0.5]], {}, "n_classes"),
         ([0, 1], [[0.5, 1.5], [0.5, 0.5]], {}, r"lie in \[0, 1\]"),
         ([0, 1], [[np.nan, np.nan], [0.5, 0.5]], {}, r"lie in \[0, 1\]"),
+        ([0, 1], [[-5.0, 0.6], [0.5, 0.5]], {}, r"lie in \[0, 1\]"),
+        ([0, 1], [[0.0, 0.0], [0.5, 0.5]], {}, "at least one above 0"),
+        ([], np.empty((0, 2)), {}, "no held-out rows"),
+        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"sample_weight": [1, np.inf]}, "NaN or infinity"),
+        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"sample_weight": [1, np.nan]}, "NaN or infinity"),
+        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"classes": [0, 0]}, "must be distinct"),
+        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"classes": [0, np.nan]}, "hold no NaN"),
         ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"n_bins": 0}, "n_bins must be at least 1, got 0"),
         ([0, 1], [[0.5, 0.5], [0.5, 0.5]], {"sample_weight": [0, 0]}, "zero for every sample"),
         ([0, 7], [[0.5, 0.5], [0.5, 0.5]], {"classes": [0, 1]}, "1 label not among the 2 classes: 7"),

@@ -47,8 +47,9 @@ def test_the_loss_of_held_out_data_ends_below_the_optimums():
     assert np.nanmin(stopped.history_.validation_losses) == pytest.approx(least, rel=1e-12)
 
 
-def test_the_estimator_ends_with_the_best_step():
-    clf = fitted(EarlyStopping(X_VAL, Y_VAL, patience=3))
+def test_the_estimator_ends_with_the_best_step(caplog):
+    with caplog.at_level("INFO", "gpusoftmax"):
+        clf = fitted(EarlyStopping(X_VAL, Y_VAL, patience=3))
     losses = clf.history_.validation_losses
     of_steps = losses[~np.isnan(losses)]
     best = int(of_steps.argmin())
@@ -61,6 +62,9 @@ def test_the_estimator_ends_with_the_best_step():
     assert clf.history_.objectives[at_best] == clf.objective_
     assert clf.history_.n_passes[at_best] == shorter.n_passes_
     assert np.isnan(losses[0])  # no step leads to the start
+    (record,) = [record for record in caplog.records if record.message.startswith("kept step")]
+    assert (record.n_iter, record.validation_loss) == (best + 1, losses[at_best])
+    assert record.message == f"kept step {best + 1} of {best + 4}: validation loss {losses[at_best]:.6g}"
 
 
 def test_a_fit_that_ends_by_itself_keeps_the_best_step_too():
@@ -93,30 +97,38 @@ def test_patience(monkeypatch, losses, options, n_iter, best):
 
 
 @pytest.mark.parametrize("piece", [7, 1 << 22])
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS, 1e307 * WEIGHTS], ids=["unweighted", "weighted", "huge"])
 @pytest.mark.parametrize("kind", [np.asarray, pd.DataFrame, pl.DataFrame])
 def test_loss_is_the_mean_cross_entropy(monkeypatch, kind, weights, piece):
     monkeypatch.setattr(early_stopping, "PIECE_NUMBERS", piece)
+    predict, n_rows = SoftmaxRegression.predict_log_proba, []
+    monkeypatch.setattr(
+        SoftmaxRegression, "predict_log_proba", lambda self, X: n_rows.append(len(X)) or predict(self, X)
+    )
     names = np.array(["pear", "apple", "fig"])
     train, held_out = (kind(x) for x in (X, X_VAL))
     callback = EarlyStopping(held_out, names[Y_VAL], sample_weight_val=weights, patience=1)
     clf = SoftmaxRegression(C=OVERFITS).set_callbacks(callback).fit(train, names[Y])
+    assert max(n_rows) == min(piece // 3, len(X_VAL))
+    weights = None if weights is None else WEIGHTS
     expected = log_loss(names[Y_VAL], clf.predict_proba(held_out), sample_weight=weights)
     assert_allclose(np.nanmin(clf.history_.validation_losses), expected, rtol=1e-12)
 
 
-def test_soft_targets_and_classes_in_any_order():
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_soft_targets_and_classes_in_any_order(dtype):
     names = ["pear", "apple", "fig"]
-    soft, soft_val = (0.9 * np.eye(3)[y] + 0.1 / 3 for y in (Y, Y_VAL))
+    train, held_out = X.astype(dtype), X_VAL.astype(dtype)
+    soft, soft_val = ((0.9 * np.eye(3)[y] + 0.1 / 3).astype(dtype) for y in (Y, Y_VAL))
     least = []
-    for y_val in (soft_val, np.array(names)[Y_VAL]):
-        callback = EarlyStopping(X_VAL, y_val, patience=1)
-        clf = SoftmaxRegression(C=OVERFITS).set_callbacks(callback).fit(X, soft, classes=names)
-        logarithms = clf.predict_log_proba(X_VAL)
-        targets = y_val if y_val.ndim == 2 else np.eye(3)[Y_VAL]
+    for y_val in (soft_val, np.array(names)[Y_VAL], np.array(names)[Y_VAL, np.newaxis]):
+        callback = EarlyStopping(held_out, y_val, patience=1)
+        clf = SoftmaxRegression(C=OVERFITS).set_callbacks(callback).fit(train, soft, classes=names)
+        targets = soft_val if y_val is soft_val else np.eye(3, dtype=dtype)[Y_VAL]
+        losses = -(targets * clf.predict_log_proba(held_out)).sum(axis=1, dtype=np.float64)
         least.append(np.nanmin(clf.history_.validation_losses))
-        assert_allclose(least[-1], -(targets * logarithms).sum(axis=1).mean(), rtol=1e-12)
-    assert least[0] != least[1]
+        assert_allclose(least[-1], losses.mean(), rtol=1e-12)  # summed in float64, whatever the dtype
+    assert least[0] != least[1] == least[2]
 
 
 def test_without_a_step_there_is_nothing_to_judge():
@@ -149,6 +161,9 @@ def test_pickled_cloned_and_cross_validated():
     clf = SoftmaxRegression(C=OVERFITS).set_callbacks(EarlyStopping(X_VAL, Y_VAL))
     expected = clone(clf).fit(X, Y).coef_
     assert_array_equal(pickle.loads(pickle.dumps(clf)).fit(X, Y).coef_, expected)
+    callback = EarlyStopping(X_VAL, Y_VAL)
+    callback.setup(clf, None)  # a fit that goes on here
+    assert not pickle.loads(pickle.dumps(callback))._runs
     assert cross_val_score(clf, X, Y, cv=2).shape == (2,)
 
 
@@ -162,6 +177,8 @@ def test_pickled_cloned_and_cross_validated():
         (Y_VAL[1:], {}, "inconsistent numbers of samples"),
         (Y_VAL, {"sample_weight_val": -WEIGHTS}, "finite, non-negative weights with a positive sum"),
         (Y_VAL, {"sample_weight_val": 0 * WEIGHTS}, "finite, non-negative weights with a positive sum"),
+        (Y_VAL, {"sample_weight_val": np.r_[np.inf, WEIGHTS[1:]]}, "finite, non-negative weights with a positive sum"),
+        (Y_VAL, {"sample_weight_val": WEIGHTS[:, np.newaxis]}, "positive sum, in one dimension"),
         (Y_VAL, {"patience": 0}, "'patience' parameter of EarlyStopping.__init__ must be an int in the range"),
         (
             Y_VAL,
@@ -173,6 +190,11 @@ def test_pickled_cloned_and_cross_validated():
 def test_errors_name_what_is_wrong(y_val, options, message):
     with pytest.raises(ValueError, match=message):
         fitted(EarlyStopping(X_VAL, y_val, **options))
+
+
+def test_no_rows_are_said_before_the_fit():
+    with pytest.raises(ValueError, match="X_val and y_val have no rows"):
+        EarlyStopping(X_VAL[:0], Y_VAL[:0])
 
 
 def test_on_the_device():

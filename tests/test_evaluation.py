@@ -4,6 +4,7 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 
 from gpusoftmax import SoftmaxRegression, evaluate, expected_calibration_error, held_out
+from gpusoftmax.calibration import wilson_interval
 
 X, Y = load_digits(return_X_y=True)
 WEIGHTS = np.random.default_rng(0).random(697)
@@ -21,6 +22,7 @@ def test_figures_are_those_of_scikit_learn(case, weights):
     found = evaluate(clf, X, y, weights)
     probabilities, predicted = clf.predict_proba(X), clf.predict(X)
     assert found.accuracy == pytest.approx(clf.score(X, y, weights))
+    np.testing.assert_allclose(found.confidence, probabilities.max(axis=1), rtol=1e-12)
     assert found.log_loss == pytest.approx(metrics.log_loss(y, probabilities, sample_weight=weights))
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         y, predicted, sample_weight=weights, zero_division=np.nan
@@ -56,6 +58,24 @@ def test_the_interval_is_that_of_scipy_and_weights_widen_it(case):
     one_counts = evaluate(clf, X, y, np.r_[1e9, np.ones(696)])
     assert one_counts.n_effective == pytest.approx(1, rel=1e-4)
     assert one_counts.accuracy_interval[1] - one_counts.accuracy_interval[0] > 0.7
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e307])
+def test_the_size_of_all_weights_counts_for_support_only(case, scale):
+    weights = np.random.default_rng(0).choice([1, 2, 4], 697)  # exact at the smallest scale too
+    few, many = (evaluate(*case, size * weights) for size in (1.0, scale))
+    figures = ("accuracy", "accuracy_interval", "n_effective", "log_loss", "chance_log_loss", "precision", "recall")
+    for name in (*figures, "f1", "frequencies", "expected_calibration_error"):
+        np.testing.assert_allclose(getattr(many, name), getattr(few, name), err_msg=name)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(many.support, few.support * scale)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_rounding_takes_no_interval_out_of_zero_to_one(share):
+    low, high = wilson_interval(share, np.arange(1, 100))
+    assert (low >= 0).all()
+    assert (high <= 1).all()
 
 
 def test_mistakes_without_weight_are_none(case):
@@ -97,5 +117,6 @@ def test_blocks_of_rows_change_nothing(case, monkeypatch):
 
 def test_soft_targets_are_refused(case):
     clf, X, _ = case
-    with pytest.raises(ValueError, match=r"y must have shape \(n_samples,\), got \(697, 3\)"):
-        evaluate(clf, X, np.full((697, 3), 1 / 3))
+    n_classes = len(clf.classes_)
+    with pytest.raises(ValueError, match=rf"y must have shape \(n_samples,\), got \(697, {n_classes}\)"):
+        evaluate(clf, X, np.full((697, n_classes), 1 / n_classes))

@@ -143,6 +143,9 @@ def test_points_are_bins_and_empty_bins_have_none(ax):
     points = ax.get_lines()[2]
     np.testing.assert_allclose(points.get_xdata(), [(0.6 + 3 * 0.45) / 4, (0.9 + 2 * 1.0) / 3])
     np.testing.assert_allclose(points.get_ydata(), [1 / 4, 1.0])
+    for bar, accuracy, n_rows in zip(ax.collections[0].get_segments(), (1 / 4, 1.0), (16 / 10, 9 / 5), strict=True):
+        ends = bar[:, 1]  # Wilson's: as far from the accuracy as 1.96 of their own standard deviations
+        np.testing.assert_allclose(n_rows * (accuracy - ends) ** 2, 1.96**2 * ends * (1 - ends), atol=1e-12)
     (shares,) = ax.patches
     np.testing.assert_allclose(shares.get_data().values, [0, 0, 4 / 7, 0, 3 / 7])
     error = expected_calibration_error(y, rows, sample_weight=weights, n_bins=5)
@@ -214,6 +217,11 @@ def test_many_classes_are_those_of_the_most_rows_and_others(ax):
     assert len(ax.figure.axes) == 2  # a bar of colours instead of numbers
 
 
+def test_many_classes_are_those_of_the_most_weight(ax):
+    plots.confusion_matrix([0, 0, 1, 2], [0, 0, 1, 2], ax, sample_weight=[1, 1, 3, 4], max_classes=2)
+    assert names_of(ax.yaxis) == ["1", "2", "1 others"]
+
+
 def test_classes_without_rows_are_drawn_where_asked(ax):
     plots.confusion_matrix([1, 1], [2, 1], ax, classes=[2, 0, 1])
     np.testing.assert_allclose(ax.images[0].get_array(), [[0, 0, 0], [0, 0, 0], [0.5, 0, 0.5]])
@@ -224,7 +232,18 @@ def test_labels_that_are_not_classes_are_an_error():
         plots.confusion_matrix([0, 7], [0, 1], classes=[0, 1])
 
 
-@pytest.mark.parametrize(("count", "text"), [(7, "7"), (9999, "9999"), (12345, "12k"), (2.5, "2.50"), (123.4, "123")])
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (7, "7"),
+        (9999, "9999"),
+        (12345, "12k"),
+        (2.5, "2.50"),
+        (123.4, "123"),
+        (3e160, "3e160"),
+        (2e-9, "2e-09"),
+    ],
+)
 def test_numbers_are_short(ax, count, text):
     plots.confusion_matrix([0, 1], [0, 1], ax, sample_weight=[count, 1])
     assert ax.texts[0].get_text() == text

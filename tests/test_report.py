@@ -11,7 +11,17 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from gpusoftmax import SoftmaxRegression, SoftmaxRegressionCV, calibrate, load_model, save_model, sweep, write_report
+from gpusoftmax import (
+    SoftmaxRegression,
+    SoftmaxRegressionCV,
+    calibrate,
+    evaluate,
+    expected_calibration_error,
+    load_model,
+    save_model,
+    sweep,
+    write_report,
+)
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -95,16 +105,31 @@ def full(fitted, result, tmp_path_factory):
     return page, calibrated, folder / "report.html"
 
 
-def test_the_figures_are_those_of_scikit_learn(full):
+@pytest.mark.parametrize(("rows", "is_weighted"), [(HELD, False), (slice(None), True)])
+def test_the_figures_are_those_of_scikit_learn(full, tmp_path, rows, is_weighted):
     page, clf, _ = full
-    y, probabilities = Y[HELD], clf.predict_proba(X[HELD])
+    x, y, of = X[rows], Y[rows], {}
+    if is_weighted:
+        weights = np.random.default_rng(0).integers(1, 4, len(y)).astype(float)
+        weights[np.flatnonzero(y == 4)[5:]] = 0  # few rows of this class count
+        of["sample_weight"] = weights
+        page = report(tmp_path, clf, x, y, **of)
+    probabilities = clf.predict_proba(x)
     predicted = probabilities.argmax(axis=1)
-    assert f"accuracy {metrics.accuracy_score(y, predicted):.1%}" in page.text
-    assert f"mean recall {metrics.balanced_accuracy_score(y, predicted):.1%}" in page.text
-    assert f"log loss {metrics.log_loss(y, probabilities):.4g}" in page.text
-    shares = np.transpose(metrics.precision_recall_fscore_support(y, predicted))
-    for k, (precision, recall, f1, support) in enumerate(shares):
-        assert f" {k} {support:.0f} {precision:.1%} {recall:.1%} {f1:.1%}" in page.text
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(y, predicted, labels=range(10), **of)
+    share, (low, high) = support / support.sum(), evaluate(clf, x, y, **of).accuracy_interval
+    error = expected_calibration_error(y, probabilities, **of)
+    for words in (
+        f"accuracy {metrics.accuracy_score(y, predicted, **of):.1%}",
+        f"95 % interval {low:.1%} to {high:.1%}; the most frequent class is {share.max():.1%}",
+        f"mean recall {metrics.balanced_accuracy_score(y, predicted, **of):.1%}",
+        f"log loss {metrics.log_loss(y, probabilities, **of):.4g} {-share @ np.log(share):.4g} for one that knows",
+        f"calibration error {error:.3f} ",
+        *(f" {k} {support[k]:.0f} {precision[k]:.1%} {recall[k]:.1%} {f1[k]:.1%}" for k in range(10)),
+    ):
+        assert words in page.text
+    assert ("calibration error of few rows" in page.text) == (len(y) < 1000)
+    assert ("1 class has fewer than 30 held-out rows" in page.text) == is_weighted
 
 
 def test_the_page_says_what_the_model_is_and_how_its_fit_ended(full):
@@ -165,7 +190,7 @@ def evil(tmp_path_factory):
     with pytest.warns(ConvergenceWarning):
         clf = SoftmaxRegression(max_iter=3).fit(frame[FIT], y[FIT])
     clf.history_ = None
-    weights = np.random.default_rng(0).random(897)
+    weights = 1e160 * np.random.default_rng(0).random(897)
     page = report(
         folder, clf, frame[HELD], y[HELD], sample_weight=weights, title="<b>bold</b>", source="{{ 1 }} <i>it</i>"
     )
@@ -187,7 +212,9 @@ def test_a_fit_that_did_not_converge_is_said_first(evil):
     page, _ = evil
     assert "In short Not at its optimum. The fit stopped at max_iter before it converged." in page.text
     assert "897 held-out rows, weighted" in page.text
-    assert "they tell as much as" in page.text
+    assert re.search(r"they tell as much as \d+ rows", page.text)
+    assert "nan" not in page.text
+    assert max(len(word) for word in re.findall(r"[\d,]+", page.text)) < 10
 
 
 def test_many_classes_and_features_are_bounded_and_said(tmp_path):
@@ -244,8 +271,12 @@ def test_a_model_that_was_saved_has_the_same_page(tmp_path):
 def test_features_are_scaled_by_their_spread(tmp_path):
     clf = SoftmaxRegression().fit(X[FIT, 20:22], Y[FIT] % 2)
     page = report(tmp_path, clf, X[HELD, 20:22], Y[HELD] % 2)
-    for coef, spread in zip(clf.coef_[0], X[HELD, 20:22].std(axis=0), strict=True):
-        assert f"{coef * spread:+.3g}".replace("-", "−") in page.text
+    values = clf.coef_[0] * X[HELD, 20:22].std(axis=0)
+    values = values[np.argsort(-abs(values))]
+    for value in values:
+        assert f"{value:+.3g}".replace("-", "−") in page.text
+    bars = [span["class"] for span in page.all("span") if span.get("class", "").startswith("bar")]
+    assert bars == ["bar" if value > 0 else "bar against" for value in values]
 
 
 def test_what_is_wrong_leaves_no_file(fitted, tmp_path, monkeypatch):

@@ -82,7 +82,9 @@ class TestCheckSoftTargets:
         check_soft_targets(np.eye(3, dtype=int))
         check_soft_targets(np.eye(3, dtype=np.uint8))
 
-    @pytest.mark.parametrize("row", [[0.5, 0.6], [0.5, 0.4], [1.5, -0.5], [0.0, 0.0], [np.nan, 1.0], [np.inf, 0.0]])
+    @pytest.mark.parametrize(
+        "row", [[0.5, 0.6], [0.5, 0.4], [1.5, -0.5], [0.0, 0.0], [np.nan, 1.0], [np.inf, 0.0], [0.5, 0.500005]]
+    )
     @pytest.mark.parametrize("place", [0, 4, BLOCK_ROWS + 2])
     def test_a_row_that_is_no_distribution_is_named(self, place, row):
         t = np.full((BLOCK_ROWS + 5, 2), 0.5)

@@ -117,9 +117,11 @@ def _write_counts(ax, counts: np.ndarray, shares: np.ndarray) -> None:
 
 
 def _number(count: float) -> str:
-    """Write a number in at most five characters."""
+    """Write a number in some five characters."""
     from matplotlib.ticker import EngFormatter
 
+    if not 5e-3 <= count < 1e27:
+        return f"{count:.0e}".replace("e+", "e")
     if count >= 1e4:
         return EngFormatter(places=0, sep="")(count)
     return f"{count:.0f}" if float(count).is_integer() else f"{count:.2f}" if count < 100 else f"{count:.0f}"
