@@ -3,9 +3,9 @@
 It knows the formats, which columns are features, and what in them is no number; it knows nothing of models.
 """
 
-import contextlib
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpusoftmax.columns import EMPTY, NUMBER, TEXT, Column, read_columns
+from gpusoftmax.columns import EMPTY, NUMBER, TEXT, Column, is_number, read_columns
 from gpusoftmax.exceptions import DataError
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq", ".arrow", ".feather", ".ipc")  # formats whose columns have names
@@ -65,7 +65,9 @@ class Table:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def read_table(path, selection: Selection, *, n_features: int | None = None) -> Table:
+def read_table(
+    path, selection: Selection, *, feature_names: Sequence[str] | None = None, n_features: int | None = None
+) -> Table:
     """Read a data file, whose suffix says its format; ``.gz`` may follow that of text.
 
     Parameters
@@ -73,6 +75,8 @@ def read_table(path, selection: Selection, *, n_features: int | None = None) -> 
     path : str or Path
         CSV, Parquet, Arrow/Feather, .npy (mapped into memory, not read), .npz or svmlight.
     selection : Selection
+    feature_names : sequence of str, or None
+        Columns that are the features, in this order, whatever the selection says; unused where columns have no names.
     n_features : int or None
         Of svmlight, where the last features may be zero in all rows.
 
@@ -92,7 +96,7 @@ def read_table(path, selection: Selection, *, n_features: int | None = None) -> 
     with path.open("rb"):  # readers have words of their own for a file that is not there
         pass
     if suffix in TABLES:
-        table = _from_columns(path, selection, read_columns(path, suffix))
+        table = _from_columns(path, selection, read_columns(path, suffix, selection.target), feature_names)
     else:
         _refuse_names(path, selection)
         if suffix == ".npy":
@@ -117,19 +121,24 @@ def names_its_target(path) -> bool:
     return suffix_of(path) in (".npz", *SVMLIGHT)
 
 
-def _from_columns(path: Path, selection: Selection, columns: dict[str, Column]) -> Table:
+def _from_columns(
+    path: Path, selection: Selection, columns: dict[str, Column], feature_names: Sequence[str] | None
+) -> Table:
     names = list(columns)
     special = [name for name in (selection.target, selection.weights) if name is not None]
-    for name in special:
+    for name in (*special, *(feature_names or ())):
         if name not in columns:
             raise _unknown(path, name, names)
-    chosen = _matching(path, selection.features, names)
+    if feature_names is None:
+        chosen, drop = _matching(path, selection.features, names), _matching(path, selection.drop, names)
+    else:
+        chosen, drop = list(feature_names), []
     for name in chosen:
         if name in special:
             raise DataError(
                 f"Column {name!r} is a feature and the target or the weights as well: it can be one of them."
             )
-    dropped = {*_matching(path, selection.drop, names), *special}
+    dropped = {*drop, *special}
     offered = [name for name in chosen or names if name not in dropped]
     reasons = {name: _no_feature(path, name, columns[name], is_chosen=bool(chosen)) for name in offered}
     features = [name for name in offered if not reasons[name]]
@@ -161,7 +170,7 @@ def _matching(path: Path, patterns: Sequence[str], names: list[str]) -> list[str
 def _unknown(path: Path, name: str, names: list[str]) -> DataError:
     close = difflib.get_close_matches(name, names, n=1)
     advice = f"its columns are {_listed(names)}." + (f" Did you mean {close[0]!r}?" if close else "")
-    if sum(_is_number(each) for each in names) > len(names) / 2:
+    if sum(is_number(each) for each in names) > len(names) / 2:
         advice = f"its first line, {_listed(names)}, must hold the names."
     return DataError(f"Column {name!r} is not in {path}: {advice}")
 
@@ -173,27 +182,34 @@ def _listed(names: Sequence[str], n_most: int = 12) -> str:
 
 def _no_feature(path: Path, name: str, column: Column, *, is_chosen: bool) -> str:
     """Return why a column is no feature, "" if it can be one; raise where it was meant to be one."""
+    if not is_chosen and _is_index(name, column):
+        return "an index of the rows"
     if column.kind == NUMBER:
         return ""
     if column.kind == TEXT:
         values = column.load()
         tried = [value for value in values[:N_TRIED] if value is not None]
-        if is_chosen or sum(map(_is_number, tried)) > len(tried) / 2:
-            row = next(i for i, value in enumerate(values) if value is not None and not _is_number(value))
+        if is_chosen or sum(map(is_number, tried)) > len(tried) / 2:
+            rows = (i for i, value in enumerate(values) if value is not None and not is_number(value))
+            row = next(rows, None)
+            what = "numbers as text" if row is None else f"{values[row]!r} in row {row + 1}"
             raise DataError(
-                f"Column {name!r} of {path} holds {values[row]!r} in row {row + 1}, where a feature must be a number: "
-                f"mend the file, or leave the column out with --drop {name!r}."
+                f"Column {name!r} of {path} holds {what}, where a feature must be a number: mend the file, or leave "
+                f"the column out with --drop {name!r}."
             )
     elif is_chosen:
         raise DataError(f"Column {name!r} of {path} holds {column.kind}, and features are numbers: leave it out.")
     return column.kind
 
 
-def _is_number(text: str) -> bool:
-    with contextlib.suppress(ValueError):
-        float(text)
+def _is_index(name: str, column: Column) -> bool:
+    """Whether a column is pandas's index, or has no name and whole numbers, no two alike, as an index in CSV has."""
+    if re.fullmatch(r"__index_level_\d+__", name):
         return True
-    return False
+    if column.kind != NUMBER or not re.fullmatch(r"(Unnamed: [\d.]+)?", name):
+        return False
+    values = column.load()
+    return len(np.unique(values)) == len(values) and bool((values == np.trunc(values)).all())
 
 
 def _matrix(columns: dict[str, Column], names: list[str]) -> np.ndarray:
@@ -224,7 +240,7 @@ def _check_labels(values: np.ndarray, where: str) -> np.ndarray:
             f"{where} has no label in {_counted(is_missing)}: leave such rows out, or give them a label of their own."
         )
     if values.dtype.kind == "f":
-        is_broken = values != np.trunc(values)
+        is_broken = (values != np.trunc(values)) | (np.abs(values) >= 2**53)  # there, not every whole number is a float
         if is_broken.any():
             raise DataError(
                 f"{where} holds {values[is_broken][0]:g}: labels name classes, and this looks like a quantity. Take "

@@ -200,10 +200,15 @@ def test_people_read_standard_error_and_machines_standard_output(folder):
     result = run(*args)
     assert result.stdout == ""
     assert "150 rows, 4 features, 3 classes" in result.stderr
-    assert "Left out, as no columns of numbers (text): id" in result.stderr
+    assert "Left out, as no features (text): id" in result.stderr
     assert "30 rows held out: accuracy" in result.stderr
     assert run(*args, "-q").stderr == ""
     assert max(map(len, result.stderr.splitlines())) < 120
+
+
+def test_an_index_is_told_and_left_out(folder):
+    pd.read_csv("iris.csv").to_csv("index.csv")
+    assert "(an index of the rows): one without a name\n" in run("fit", "index.csv", "-t", "species").stderr
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".arrow", ".feather"])

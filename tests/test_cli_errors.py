@@ -38,6 +38,11 @@ def npy(array, name="bad.npy"):
     np.save(name, array)
 
 
+def vector_model():
+    csv(pd.DataFrame({"v[0]": [0.0, 1], "y": [0, 1]}), "v.csv")
+    assert CliRunner().invoke(app, ["fit", "v.csv", "-t", "y", "-o", "v.safetensors"]).exit_code == 0
+
+
 def raw(content, name="bad.csv"):
     Path(name).write_bytes(content)
 
@@ -194,6 +199,11 @@ ROWS = {  # what: (what makes it, command, words of the message in their order)
         lambda: npy(X[:, :3]),
         ["predict", "iris.safetensors", "bad.npy"],
         ["bad.npy has 3 features and the model 4", "--drop"],
+    ),
+    "feature missing that looks like a pattern": (
+        lambda: csv(pd.DataFrame({"v0": [0.0, 1], "y": [0, 1]})) or vector_model(),
+        ["predict", "v.safetensors", "bad.csv"],
+        ["Column 'v[0]' is not in bad.csv", "its columns are v0, y"],
     ),
     "NaN to predict": (
         lambda: csv(changed("petal width", 3, None)),
