@@ -34,12 +34,15 @@ class Selection:
     features, drop : sequences of str
         Names or patterns such as ``pixel*``, several in one string separated by commas. No features are all columns of
         numbers that are left.
+    is_zero_based : bool
+        Of svmlight: indices count from 0, not from 1.
     """
 
     target: str | None = None
     features: Sequence[str] = ()
     drop: Sequence[str] = ()
     weights: str | None = None
+    is_zero_based: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ def read_table(
         raise DataError(f"{path} has no suffix that says its format: give one of {', '.join(FORMATS)}.")
     with path.open("rb"):  # readers have words of their own for a file that is not there
         pass
+    if selection.is_zero_based and suffix not in SVMLIGHT:
+        raise DataError(f"{path} is no svmlight file, whose indices may start at 0: leave --zero-based out.")
     if suffix in TABLES:
         table = _from_columns(path, selection, read_columns(path, suffix, selection.target), feature_names)
     else:
@@ -104,7 +109,7 @@ def read_table(
         elif suffix == ".npz":
             table = _from_npz(path, selection)
         else:
-            table = _from_svmlight(path, n_features)
+            table = _from_svmlight(path, selection.is_zero_based, n_features)
     return _checked(table)
 
 
@@ -386,15 +391,23 @@ def _from_npz(path: Path, selection: Selection) -> Table:
     )
 
 
-def _from_svmlight(path: Path, n_features: int | None) -> Table:
+def _from_svmlight(path: Path, is_zero_based: bool, n_features: int | None) -> Table:
     from sklearn.datasets import load_svmlight_file
 
     try:
-        sparse, y = load_svmlight_file(str(path), n_features=n_features)
+        sparse, y = load_svmlight_file(str(path), zero_based=True)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(
             f"{path} cannot be read as svmlight ({error}): each line is a label and index:value pairs."
         ) from error
+    if not is_zero_based:
+        if (sparse.indices == 0).any():
+            raise DataError(
+                f"{path} has the index 0, and those of svmlight start at 1: if yours start at 0, give --zero-based to "
+                "every command."
+            )
+        sparse = sparse[:, 1:]
+    sparse.resize(sparse.shape[0], max(sparse.shape[1], n_features or 0))
     n_bytes = 8 * sparse.shape[0] * sparse.shape[1]
     if n_bytes > memory_limit():
         raise DataError(

@@ -211,6 +211,21 @@ def test_an_index_is_told_and_left_out(folder):
     assert "(an index of the rows): one without a name\n" in run("fit", "index.csv", "-t", "species").stderr
 
 
+def test_svmlight_from_zero_is_that_in_every_command(folder):
+    from sklearn.datasets import dump_svmlight_file
+
+    dump_svmlight_file(X, Y, "iris.svm")
+    rows = X.copy()
+    rows[:, 0] = 0
+    dump_svmlight_file(rows, Y, "rows.svm")
+    run("fit", "iris.svm", "--zero-based", "-o", "m.safetensors")
+    run("sweep", "iris.svm", "--zero-based", "--C", "1", "--cv", "2")
+    expected = load_model("m.safetensors")
+    assert run_json("evaluate", "m.safetensors", "rows.svm", "--zero-based")["accuracy"] == expected.score(rows, Y)
+    predictions = run_json("predict", "m.safetensors", "rows.svm", "--zero-based")["predictions"]
+    assert predictions == expected.predict(rows).tolist()
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".arrow", ".feather"])
 def test_predictions_by_name_in_every_format(folder, model, suffix, monkeypatch):
     monkeypatch.setattr("gpusoftmax.cli.predicting.BLOCK_NUMBERS", 7 * 40)  # rows in blocks

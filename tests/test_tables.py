@@ -34,7 +34,7 @@ def write(frame, path):
     elif path.suffix == ".npz":
         np.savez(path, X=FEATURES, label=LABELS, weight=WEIGHTS)
     elif path.suffix == ".svm":
-        dump_svmlight_file(FEATURES, LABELS, str(path))
+        dump_svmlight_file(FEATURES, LABELS, str(path), zero_based=False)
     else:
         frame.to_csv(path, index=False, sep="\t" if ".tsv" in path.suffixes else ",")
     return path
@@ -182,6 +182,17 @@ def test_labels_keep_their_type(tmp_path, values, expected):
 def test_svmlight_has_as_many_features_as_asked_for(tmp_path):
     (tmp_path / "t.svm").write_text("0 1:1\n1 2:1\n")
     assert read_table(tmp_path / "t.svm", Selection(), n_features=5).X.shape == (2, 5)
+
+
+def test_svmlight_counts_from_one_unless_told(tmp_path):
+    path = tmp_path / "t.svm"
+    path.write_text("0 1:1\n1 2:1\n")
+    assert read_table(path, Selection()).X.tolist() == [[1, 0], [0, 1]]
+    assert read_table(path, Selection(is_zero_based=True)).X.tolist() == [[0, 1, 0], [0, 0, 1]]
+    path.write_text("0 0:1\n1 2:1\n")
+    assert read_table(path, Selection(is_zero_based=True)).X.tolist() == [[1, 0, 0], [0, 0, 1]]
+    with pytest.raises(DataError, match=r"has the index 0, .* --zero-based"):
+        read_table(path, Selection())
 
 
 def test_sparse_data_too_large_as_dense_are_refused(tmp_path, monkeypatch):
