@@ -7,6 +7,7 @@ good for, a feature or a label, is decided elsewhere.
 import contextlib
 import csv
 import gzip
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -19,6 +20,9 @@ from gpusoftmax.exceptions import DataError
 NUMBER, TEXT, EMPTY = "numbers", "text", "empty"  # kinds of columns; any other kind is a name of pyarrow's
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # in CSV
 DELIMITERS = ",;\t|"
+CODE = re.compile(r"\s*[+-]?(0[\dxX]|\d{19})")  # a label that only looks like a number, as 007 and 0xA do
+QUOTED = re.compile(rf'(?<![^{DELIMITERS}])"(?:[^"]|"")*"?')
+BLOCK_BYTES = 1 << 24  # of CSV that pyarrow reads at once, each of which must hold a row
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Column:
     load: Callable[[], np.ndarray]
 
 
-def read_columns(path: Path, suffix: str) -> dict[str, Column]:
+def read_columns(path: Path, suffix: str, target: str | None = None) -> dict[str, Column]:
     """Return the columns of a file by name, in its order.
 
     A column of vectors of one length, such as embeddings, is as many columns: ``name[0]``, ``name[1]``, …
@@ -43,6 +47,8 @@ def read_columns(path: Path, suffix: str) -> dict[str, Column]:
     ----------
     path : Path
     suffix : {".csv", ".tsv", ".parquet", ".pq", ".arrow", ".feather", ".ipc"}
+    target : str or None
+        The column of labels; in CSV it is text where some would lose their name as numbers, such as 007.
 
     Raises
     ------
@@ -52,7 +58,7 @@ def read_columns(path: Path, suffix: str) -> dict[str, Column]:
         There is no pyarrow; the message says how to install it.
     """
     if suffix in (".csv", ".tsv"):
-        return _read_csv(path)
+        return _read_csv(path, suffix, target)
     try:
         import pyarrow as pa
         from pyarrow import feather, parquet
@@ -70,24 +76,38 @@ def read_columns(path: Path, suffix: str) -> dict[str, Column]:
     return _of_arrow(table, path)
 
 
-def _read_csv(path: Path) -> dict[str, Column]:
-    delimiter = _delimiter(path)
+def _read_csv(path: Path, suffix: str, target: str | None) -> dict[str, Column]:
+    header = _header(path)
+    delimiter = _delimiter(header, suffix)
     try:
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
     except ImportError:
-        return _read_plain_csv(path, delimiter)
+        return _read_plain_csv(path, delimiter, target)
+    block_size = min(max(BLOCK_BYTES, 16 * len(header.encode())), 2**31 - 1)
     try:
         table = arrow_csv.read_csv(
             path,
+            # After an error amid many columns, pyarrow's threads would keep the process from its end.
+            read_options=arrow_csv.ReadOptions(use_threads=False, block_size=block_size),
             parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
-                null_values=list(MISSING), strings_can_be_null=True, true_values=[], false_values=[]
+                null_values=list(MISSING),
+                strings_can_be_null=True,
+                true_values=[],
+                false_values=[],
+                column_types={} if target is None else {target: pa.string()},
             ),
         )
     except pa.ArrowException as error:
-        raise _no_csv(path, _first_line(error)) from error
-    return _of_arrow(table, path, dates_are_text=True)
+        why = _first_line(error)
+        if "straddling" in why:
+            why = f"a row is longer than {block_size:,} bytes: is a quote left open?"
+        raise _no_csv(path, why) from error
+    columns = _of_arrow(table, path, dates_are_text=True)
+    if target in columns:
+        columns[target] = _column_of(table.column(target).to_pylist(), _parsed_labels)
+    return columns
 
 
 def _of_arrow(table, path: Path, *, dates_are_text: bool = False) -> dict[str, Column]:
@@ -149,13 +169,16 @@ def _arrow_values(column) -> np.ndarray:
     if types.is_boolean(column.type) and column.null_count:
         column = column.cast(pa.int8())  # to_numpy would make objects of them
     elif types.is_decimal(column.type):
-        column = column.cast(pa.float64())
+        try:  # as labels, those beyond 2**53 are whole numbers too
+            column = column.cast(pa.int64())
+        except pa.ArrowInvalid:
+            column = column.cast(pa.float64())
     elif types.is_temporal(column.type):
         column = column.cast(pa.string())
     return column.to_numpy()
 
 
-def _read_plain_csv(path: Path, delimiter: str) -> dict[str, Column]:
+def _read_plain_csv(path: Path, delimiter: str, target: str | None) -> dict[str, Column]:
     try:
         with _open_text(path) as file:
             rows = [row for row in csv.reader(file, delimiter=delimiter, strict=True) if row]
@@ -166,15 +189,18 @@ def _read_plain_csv(path: Path, delimiter: str) -> dict[str, Column]:
         if len(row) != len(names):
             raise _no_csv(path, f"row {number} has {len(row)} values for {len(names)} columns")
     _check_names(names, len(rows), path)
-    return {name: _column_of([row[i] for row in rows]) for i, name in enumerate(names)}
+    return {
+        name: _column_of([row[i] for row in rows], _parsed_labels if name == target else _parsed)
+        for i, name in enumerate(names)
+    }
 
 
-def _column_of(cells: Iterable[str]) -> Column:
+def _column_of(cells: Iterable[str | None], parse: Callable[[list[str]], np.ndarray | None]) -> Column:
     values = np.array([None if cell in MISSING else cell for cell in cells], object)
     is_present = np.array([value is not None for value in values], bool)
     if not is_present.any():
         return Column(EMPTY, lambda: np.full(len(values), np.nan))
-    numbers = _parsed(values[is_present].tolist())
+    numbers = parse(values[is_present].tolist())
     if numbers is None:
         return Column(TEXT, lambda: values)
     if is_present.all():
@@ -186,22 +212,41 @@ def _column_of(cells: Iterable[str]) -> Column:
 
 def _parsed(texts: list[str]) -> np.ndarray | None:
     """Return texts as integers, else as floats, or None if some are no numbers."""
-    if any("_" in text for text in texts):  # Python reads 1_000 as a number; no table means one by it
+    if any("_" in text or not text.isascii() for text in texts):  # Python reads 1_000 as a number; no table means one
         return None
-    for parse, dtype in ((int, np.int64), (float, np.float64)):
+    for parse, dtype in ((_integer, np.int64), (float, np.float64)):
         with contextlib.suppress(ValueError, OverflowError):
             return np.array([parse(text) for text in texts], dtype)
     return None
 
 
-def _delimiter(path: Path) -> str:
-    """Return what separates the names in the first line: of the usual delimiters, the most frequent."""
+def _integer(text: str) -> int:
+    return int(text, 16 if text.strip()[:2] in ("0x", "0X") else 10)  # as pyarrow does
+
+
+def _parsed_labels(texts: list[str]) -> np.ndarray | None:
+    """Return texts as numbers, or None if some are no numbers, or codes: 007 is not 7, and floats round."""
+    return None if any(map(CODE.match, texts)) else _parsed(texts)
+
+
+def is_number(text: str) -> bool:
+    """Whether a column of such text would be one of numbers."""
+    return _parsed([text]) is not None
+
+
+def _header(path: Path) -> str:
     try:
         with _open_text(path) as file:
-            header = file.readline()
+            return file.readline()
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
         raise _no_csv(path, str(error)) from error
-    return max(DELIMITERS, key=header.count)
+
+
+def _delimiter(header: str, suffix: str) -> str:
+    """Return what separates the names in the first line: of the usual delimiters, the most frequent outside quotes."""
+    if suffix == ".tsv" and "\t" in header:
+        return "\t"
+    return max(DELIMITERS, key=QUOTED.sub("", header).count)
 
 
 def _open_text(path: Path):

@@ -3,9 +3,9 @@
 It knows the formats, which columns are features, and what in them is no number; it knows nothing of models.
 """
 
-import contextlib
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpusoftmax.columns import EMPTY, NUMBER, TEXT, Column, read_columns
+from gpusoftmax.columns import EMPTY, NUMBER, TEXT, Column, is_number, read_columns
 from gpusoftmax.exceptions import DataError
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq", ".arrow", ".feather", ".ipc")  # formats whose columns have names
@@ -34,12 +34,15 @@ class Selection:
     features, drop : sequences of str
         Names or patterns such as ``pixel*``, several in one string separated by commas. No features are all columns of
         numbers that are left.
+    is_zero_based : bool
+        Of svmlight: indices count from 0, not from 1.
     """
 
     target: str | None = None
     features: Sequence[str] = ()
     drop: Sequence[str] = ()
     weights: str | None = None
+    is_zero_based: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class Table:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def read_table(path, selection: Selection, *, n_features: int | None = None) -> Table:
+def read_table(
+    path, selection: Selection, *, feature_names: Sequence[str] | None = None, n_features: int | None = None
+) -> Table:
     """Read a data file, whose suffix says its format; ``.gz`` may follow that of text.
 
     Parameters
@@ -73,6 +78,8 @@ def read_table(path, selection: Selection, *, n_features: int | None = None) -> 
     path : str or Path
         CSV, Parquet, Arrow/Feather, .npy (mapped into memory, not read), .npz or svmlight.
     selection : Selection
+    feature_names : sequence of str, or None
+        Columns that are the features, in this order, whatever the selection says; unused where columns have no names.
     n_features : int or None
         Of svmlight, where the last features may be zero in all rows.
 
@@ -91,8 +98,10 @@ def read_table(path, selection: Selection, *, n_features: int | None = None) -> 
         raise DataError(f"{path} has no suffix that says its format: give one of {', '.join(FORMATS)}.")
     with path.open("rb"):  # readers have words of their own for a file that is not there
         pass
+    if selection.is_zero_based and suffix not in SVMLIGHT:
+        raise DataError(f"{path} is no svmlight file, whose indices may start at 0: leave --zero-based out.")
     if suffix in TABLES:
-        table = _from_columns(path, selection, read_columns(path, suffix))
+        table = _from_columns(path, selection, read_columns(path, suffix, selection.target), feature_names)
     else:
         _refuse_names(path, selection)
         if suffix == ".npy":
@@ -100,7 +109,7 @@ def read_table(path, selection: Selection, *, n_features: int | None = None) -> 
         elif suffix == ".npz":
             table = _from_npz(path, selection)
         else:
-            table = _from_svmlight(path, n_features)
+            table = _from_svmlight(path, selection.is_zero_based, n_features)
     return _checked(table)
 
 
@@ -117,19 +126,24 @@ def names_its_target(path) -> bool:
     return suffix_of(path) in (".npz", *SVMLIGHT)
 
 
-def _from_columns(path: Path, selection: Selection, columns: dict[str, Column]) -> Table:
+def _from_columns(
+    path: Path, selection: Selection, columns: dict[str, Column], feature_names: Sequence[str] | None
+) -> Table:
     names = list(columns)
     special = [name for name in (selection.target, selection.weights) if name is not None]
-    for name in special:
+    for name in (*special, *(feature_names or ())):
         if name not in columns:
             raise _unknown(path, name, names)
-    chosen = _matching(path, selection.features, names)
+    if feature_names is None:
+        chosen, drop = _matching(path, selection.features, names), _matching(path, selection.drop, names)
+    else:
+        chosen, drop = list(feature_names), []
     for name in chosen:
         if name in special:
             raise DataError(
                 f"Column {name!r} is a feature and the target or the weights as well: it can be one of them."
             )
-    dropped = {*_matching(path, selection.drop, names), *special}
+    dropped = {*drop, *special}
     offered = [name for name in chosen or names if name not in dropped]
     reasons = {name: _no_feature(path, name, columns[name], is_chosen=bool(chosen)) for name in offered}
     features = [name for name in offered if not reasons[name]]
@@ -161,7 +175,7 @@ def _matching(path: Path, patterns: Sequence[str], names: list[str]) -> list[str
 def _unknown(path: Path, name: str, names: list[str]) -> DataError:
     close = difflib.get_close_matches(name, names, n=1)
     advice = f"its columns are {_listed(names)}." + (f" Did you mean {close[0]!r}?" if close else "")
-    if sum(_is_number(each) for each in names) > len(names) / 2:
+    if sum(is_number(each) for each in names) > len(names) / 2:
         advice = f"its first line, {_listed(names)}, must hold the names."
     return DataError(f"Column {name!r} is not in {path}: {advice}")
 
@@ -173,27 +187,34 @@ def _listed(names: Sequence[str], n_most: int = 12) -> str:
 
 def _no_feature(path: Path, name: str, column: Column, *, is_chosen: bool) -> str:
     """Return why a column is no feature, "" if it can be one; raise where it was meant to be one."""
+    if not is_chosen and _is_index(name, column):
+        return "an index of the rows"
     if column.kind == NUMBER:
         return ""
     if column.kind == TEXT:
         values = column.load()
         tried = [value for value in values[:N_TRIED] if value is not None]
-        if is_chosen or sum(map(_is_number, tried)) > len(tried) / 2:
-            row = next(i for i, value in enumerate(values) if value is not None and not _is_number(value))
+        if is_chosen or sum(map(is_number, tried)) > len(tried) / 2:
+            rows = (i for i, value in enumerate(values) if value is not None and not is_number(value))
+            row = next(rows, None)
+            what = "numbers as text" if row is None else f"{values[row]!r} in row {row + 1}"
             raise DataError(
-                f"Column {name!r} of {path} holds {values[row]!r} in row {row + 1}, where a feature must be a number: "
-                f"mend the file, or leave the column out with --drop {name!r}."
+                f"Column {name!r} of {path} holds {what}, where a feature must be a number: mend the file, or leave "
+                f"the column out with --drop {name!r}."
             )
     elif is_chosen:
         raise DataError(f"Column {name!r} of {path} holds {column.kind}, and features are numbers: leave it out.")
     return column.kind
 
 
-def _is_number(text: str) -> bool:
-    with contextlib.suppress(ValueError):
-        float(text)
+def _is_index(name: str, column: Column) -> bool:
+    """Whether a column is pandas's index, or has no name and whole numbers, no two alike, as an index in CSV has."""
+    if re.fullmatch(r"__index_level_\d+__", name):
         return True
-    return False
+    if column.kind != NUMBER or not re.fullmatch(r"(Unnamed: [\d.]+)?", name):
+        return False
+    values = column.load()
+    return len(np.unique(values)) == len(values) and bool((values == np.trunc(values)).all())
 
 
 def _matrix(columns: dict[str, Column], names: list[str]) -> np.ndarray:
@@ -224,7 +245,7 @@ def _check_labels(values: np.ndarray, where: str) -> np.ndarray:
             f"{where} has no label in {_counted(is_missing)}: leave such rows out, or give them a label of their own."
         )
     if values.dtype.kind == "f":
-        is_broken = values != np.trunc(values)
+        is_broken = (values != np.trunc(values)) | (np.abs(values) >= 2**53)  # there, not every whole number is a float
         if is_broken.any():
             raise DataError(
                 f"{where} holds {values[is_broken][0]:g}: labels name classes, and this looks like a quantity. Take "
@@ -370,15 +391,23 @@ def _from_npz(path: Path, selection: Selection) -> Table:
     )
 
 
-def _from_svmlight(path: Path, n_features: int | None) -> Table:
+def _from_svmlight(path: Path, is_zero_based: bool, n_features: int | None) -> Table:
     from sklearn.datasets import load_svmlight_file
 
     try:
-        sparse, y = load_svmlight_file(str(path), n_features=n_features)
+        sparse, y = load_svmlight_file(str(path), zero_based=True)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(
             f"{path} cannot be read as svmlight ({error}): each line is a label and index:value pairs."
         ) from error
+    if not is_zero_based:
+        if (sparse.indices == 0).any():
+            raise DataError(
+                f"{path} has the index 0, and those of svmlight start at 1: if yours start at 0, give --zero-based to "
+                "every command."
+            )
+        sparse = sparse[:, 1:]
+    sparse.resize(sparse.shape[0], max(sparse.shape[1], n_features or 0))
     n_bytes = 8 * sparse.shape[0] * sparse.shape[1]
     if n_bytes > memory_limit():
         raise DataError(

@@ -200,10 +200,30 @@ def test_people_read_standard_error_and_machines_standard_output(folder):
     result = run(*args)
     assert result.stdout == ""
     assert "150 rows, 4 features, 3 classes" in result.stderr
-    assert "Left out, as no columns of numbers (text): id" in result.stderr
+    assert "Left out, as no features (text): id" in result.stderr
     assert "30 rows held out: accuracy" in result.stderr
     assert run(*args, "-q").stderr == ""
     assert max(map(len, result.stderr.splitlines())) < 120
+
+
+def test_an_index_is_told_and_left_out(folder):
+    pd.read_csv("iris.csv").to_csv("index.csv")
+    assert "(an index of the rows): one without a name\n" in run("fit", "index.csv", "-t", "species").stderr
+
+
+def test_svmlight_from_zero_is_that_in_every_command(folder):
+    from sklearn.datasets import dump_svmlight_file
+
+    dump_svmlight_file(X, Y, "iris.svm")
+    rows = X.copy()
+    rows[:, 0] = 0
+    dump_svmlight_file(rows, Y, "rows.svm")
+    run("fit", "iris.svm", "--zero-based", "-o", "m.safetensors")
+    run("sweep", "iris.svm", "--zero-based", "--C", "1", "--cv", "2")
+    expected = load_model("m.safetensors")
+    assert run_json("evaluate", "m.safetensors", "rows.svm", "--zero-based")["accuracy"] == expected.score(rows, Y)
+    predictions = run_json("predict", "m.safetensors", "rows.svm", "--zero-based")["predictions"]
+    assert predictions == expected.predict(rows).tolist()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".arrow", ".feather"])

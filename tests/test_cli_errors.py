@@ -38,6 +38,11 @@ def npy(array, name="bad.npy"):
     np.save(name, array)
 
 
+def vector_model():
+    csv(pd.DataFrame({"v[0]": [0.0, 1], "y": [0, 1]}), "v.csv")
+    assert CliRunner().invoke(app, ["fit", "v.csv", "-t", "y", "-o", "v.safetensors"]).exit_code == 0
+
+
 def raw(content, name="bad.csv"):
     Path(name).write_bytes(content)
 
@@ -195,6 +200,18 @@ ROWS = {  # what: (what makes it, command, words of the message in their order)
         ["predict", "iris.safetensors", "bad.npy"],
         ["bad.npy has 3 features and the model 4", "--drop"],
     ),
+    "feature missing that looks like a pattern": (
+        lambda: csv(pd.DataFrame({"v0": [0.0, 1], "y": [0, 1]})) or vector_model(),
+        ["predict", "v.safetensors", "bad.csv"],
+        ["Column 'v[0]' is not in bad.csv", "its columns are v0, y"],
+    ),
+    "svmlight that starts at 0": (lambda: raw(b"0 0:1\n1 1:1\n", "bad.svm"), ["fit", "bad.svm"], ["--zero-based"]),
+    "svmlight of more features": (
+        lambda: raw(b"0 0:1\n1 4:1\n", "bad.svm"),
+        ["predict", "iris.safetensors", "bad.svm", "--zero-based"],
+        ["bad.svm has 5 features and the model 4", "--zero-based only if"],
+    ),
+    "zero-based CSV": (None, [*GOOD_FIT, "--zero-based"], ["iris.csv is no svmlight file", "leave --zero-based out"]),
     "NaN to predict": (
         lambda: csv(changed("petal width", 3, None)),
         PREDICT,

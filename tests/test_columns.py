@@ -1,10 +1,12 @@
 import gzip
 import sys
+from decimal import Decimal
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from gpusoftmax import columns as columns_module
 from gpusoftmax.columns import EMPTY, NUMBER, TEXT, read_columns
 from gpusoftmax.exceptions import DataError
 
@@ -56,10 +58,82 @@ def test_the_delimiter_is_that_of_the_first_line(tmp_path, reader, delimiter):
     assert columns["b"].load().tolist() == ["x", "z"]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "header", "names"),
+    [
+        (".tsv", "p(0,0)\tp(0,1)\ty", ["p(0,0)", "p(0,1)", "y"]),
+        (".tsv", "a,b", ["a", "b"]),
+        (".csv", '"price, EUR, net";"5"" x, y";z', ["price, EUR, net", '5" x, y', "z"]),
+        (".csv", 'screen 5";a,b;z', ['screen 5"', "a,b", "z"]),
+    ],
+)
+def test_commas_within_names_do_not_delimit(tmp_path, reader, suffix, header, names):
+    delimiter = header[-2] if header[-2] in "\t;" else ","
+    path = write(tmp_path / f"t{suffix}", f"{header}\n{delimiter.join(map(str, range(len(names))))}\n")
+    assert list(read_columns(path, suffix)) == names
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["7", "-8", "0"], [7, -8, 0]),
+        (["1.0", "2", " 3"], [1, 2, 3]),
+        (["007", "7"], None),
+        (["0xA", "10"], None),
+        (["08:00", "17:30"], None),
+        (["2024-01-01T00:00Z", "2024-01-01T02:00+02:00"], None),
+        (["9223372036854775807", "1"], None),
+        (["99999999999999999999", "1"], None),
+        (["true", "NA"], ["true", None]),
+    ],
+)
+def test_labels_are_numbers_only_where_their_text_says_no_more(tmp_path, reader, cells, expected):
+    path = write(tmp_path / "t.csv", "a,y\n" + "".join(f"1,{cell}\n" for cell in cells))
+    column = read_columns(path, ".csv", "y")["y"]
+    is_number = expected is not None and expected[0] != "true"
+    assert column.kind == (NUMBER if is_number else TEXT)
+    assert column.load().tolist() == (expected or cells)
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (["0xA", " 0XB"], NUMBER),
+        (["-0xA", "0xB"], TEXT),
+        (["0xA", "1.5"], TEXT),
+        (["08:00", "17:30"], TEXT),
+        (["2024-01-01T00:00Z", "2024-01-01T02:00+02:00"], TEXT),
+        (["\u0661", "\u0662"], TEXT),
+        (["007", "+8"], NUMBER),
+    ],
+)
+def test_both_readers_take_the_same_for_numbers(tmp_path, reader, cells, kind):
+    column = read_columns(write(tmp_path / "t.csv", "a,b\n" + "".join(f"{cell},1\n" for cell in cells)), ".csv")["a"]
+    assert column.kind == kind
+    if kind == NUMBER:
+        assert_array_equal(column.load(), [int(cell, 16 if "x" in cell.lower() else 10) for cell in cells])
+
+
 def test_a_value_may_span_lines_wherever_the_reader_cuts_the_file(tmp_path, reader):
     values = [f"{i}\n{'x' * 99}" for i in range(20_000)]
     path = write(tmp_path / "t.csv", "a,b\n" + "".join(f'1,"{value}"\n' for value in values))
     assert read_columns(path, ".csv")["b"].load().tolist() == values
+
+
+@pytest.mark.parametrize("n_columns", [3, 60_000])
+def test_rows_may_be_longer_than_a_mebibyte(tmp_path, reader, n_columns):
+    cell = "x" * min(2_000_000 // n_columns, 100_000 if reader == "csv" else 2_000_000)
+    text = ",".join(f"f{i}" for i in range(n_columns)) + f"\n{','.join([cell] * n_columns)}" * 3
+    columns = read_columns(write(tmp_path / "t.csv", text), ".csv")
+    assert len(columns) == n_columns
+    assert columns[f"f{n_columns - 1}"].load().tolist() == [cell] * 3
+
+
+def test_a_quote_left_open_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns_module, "BLOCK_BYTES", 1000)
+    path = write(tmp_path / "t.csv", "a,b\n" + "1,2\n" * 1000 + '"' + "1,2\n" * 1000)
+    with pytest.raises(DataError, match=r"a row is longer than 1,000 bytes: is a quote left open\?"):
+        read_columns(path, ".csv")
 
 
 def test_a_mark_of_the_byte_order_is_no_part_of_a_name(tmp_path, reader):
@@ -99,6 +173,9 @@ def table():
             "flag": pa.array([True, False, True]),
             "holes": pa.array([True, None, False]),
             "money": pa.array([1, 2, 3], pa.decimal128(5, 2)),
+            "price": pa.array([Decimal("0.5"), 1, 2], pa.decimal128(5, 2)),
+            "number": pa.array([2**53, 2**53 + 1, 2**53 + 2], pa.decimal128(38, 0)),
+            "huge": pa.array([10**30, 1, 2], pa.decimal128(38, 0)),
             "text": pa.array(["a", None, "c"], pa.large_string()),
             "category": pa.array(["a", "b", None]).dictionary_encode(),
             "day": pa.array([1, 2, 3], pa.date32()),
@@ -115,15 +192,18 @@ def test_columns_of_arrow_and_parquet(tmp_path, table, suffix):
     (parquet.write_table if suffix == ".parquet" else feather.write_feather)(table, path)
     columns = read_columns(path, suffix)
     kinds = [column.kind for column in columns.values()]
-    assert kinds[:7] == [NUMBER] * 5 + [TEXT] * 2
-    assert kinds[7].startswith("date32")
-    assert kinds[8].startswith("list")
+    assert kinds[:10] == [NUMBER] * 8 + [TEXT] * 2
+    assert kinds[10].startswith("date32")
+    assert kinds[11].startswith("list")
     assert columns["half"].load().dtype == np.float16
     assert columns["flag"].load().dtype == bool
+    assert columns["number"].load().tolist() == [2**53, 2**53 + 1, 2**53 + 2]
     for name, expected in {
         "whole": [1, np.nan, 3],
         "holes": [1, np.nan, 0],
         "money": [1, 2, 3],
+        "price": [0.5, 1, 2],
+        "huge": [1e30, 1, 2],
         "text": ["a", None, "c"],
         "category": ["a", "b", None],
     }.items():

@@ -1,3 +1,4 @@
+import re
 import sys
 
 import numpy as np
@@ -33,7 +34,7 @@ def write(frame, path):
     elif path.suffix == ".npz":
         np.savez(path, X=FEATURES, label=LABELS, weight=WEIGHTS)
     elif path.suffix == ".svm":
-        dump_svmlight_file(FEATURES, LABELS, str(path))
+        dump_svmlight_file(FEATURES, LABELS, str(path), zero_based=False)
     else:
         frame.to_csv(path, index=False, sep="\t" if ".tsv" in path.suffixes else ",")
     return path
@@ -75,6 +76,58 @@ def test_a_name_with_a_comma_or_a_star_is_that_name_first(tmp_path):
         tmp_path / "t.csv", index=False
     )
     assert read_table(tmp_path / "t.csv", Selection("y", ["a,b", "a*"])).feature_names == ["a,b", "a*"]
+
+
+def test_names_of_a_model_are_no_patterns(tmp_path):
+    pd.DataFrame({"v[0]": [1.0, 2.0], "v0": [3.0, 4.0], "y": [0, 1]}).to_csv(tmp_path / "t.csv", index=False)
+    table = read_table(tmp_path / "t.csv", Selection("y", drop=["v*"]), feature_names=["v[0]"])
+    assert table.X.ravel().tolist() == [1, 2]
+    for name in ("v[01]", "v?", "v*", "v0,y"):
+        with pytest.raises(DataError, match=f"Column {re.escape(repr(name))} is not in"):
+            read_table(tmp_path / "t.csv", Selection(), feature_names=[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "is_index"),
+    [
+        ("", [0, 1, 2], True),
+        ("", [3, 1, 2], True),
+        ("Unnamed: 0", [1, 2, 3], True),
+        ("Unnamed: 0.1", [0, 1, 2], True),
+        ("__index_level_0__", [5, 5, 6], True),
+        ("", [0, 1, 1], False),
+        ("", [0, 1, 1.5], False),
+        ("count", [0, 1, 2], False),
+    ],
+)
+def test_an_index_is_no_feature_unless_it_is_named(tmp_path, name, values, is_index):
+    frame = pd.DataFrame({name: values, "a": [0.5, 1, 1], "y": ["u", "v", "u"]})
+    for suffix in (".csv", ".parquet"):
+        path = write(frame, tmp_path / f"t{suffix}")
+        table = read_table(path, Selection("y"))
+        assert table.feature_names == (["a"] if is_index else [name, "a"])
+        assert table.left_out == ({name: "an index of the rows"} if is_index else {})
+        assert read_table(path, Selection("y", [f"{name},a"])).feature_names == [name, "a"]
+
+
+@pytest.mark.parametrize("texts", [["1_0", "2", "3"], ["0xA", "1.5", "2"], ["1", "\u0661", "3"]])
+def test_text_among_numbers_is_refused_however_it_is_written(tmp_path, texts):
+    pd.DataFrame({"x": texts, "y": [0, 1, 0]}).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match="where a feature must be a number"):
+        read_table(tmp_path / "t.csv", Selection("y"))
+
+
+def test_numbers_as_text_are_refused(tmp_path):
+    pd.DataFrame({"x": ["1", "2"], "y": [0, 1]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"'x' of .* holds numbers as text, .* --drop 'x'"):
+        read_table(tmp_path / "t.parquet", Selection("y"))
+
+
+@pytest.mark.parametrize("value", [1e20, 2.0**53])
+def test_labels_that_floats_cannot_tell_apart_are_refused(tmp_path, value):
+    pd.DataFrame({"x": [1.0, 2.0], "y": [1, value]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="looks like a quantity"):
+        read_table(tmp_path / "t.parquet", Selection("y"))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +182,17 @@ def test_labels_keep_their_type(tmp_path, values, expected):
 def test_svmlight_has_as_many_features_as_asked_for(tmp_path):
     (tmp_path / "t.svm").write_text("0 1:1\n1 2:1\n")
     assert read_table(tmp_path / "t.svm", Selection(), n_features=5).X.shape == (2, 5)
+
+
+def test_svmlight_counts_from_one_unless_told(tmp_path):
+    path = tmp_path / "t.svm"
+    path.write_text("0 1:1\n1 2:1\n")
+    assert read_table(path, Selection()).X.tolist() == [[1, 0], [0, 1]]
+    assert read_table(path, Selection(is_zero_based=True)).X.tolist() == [[0, 1, 0], [0, 0, 1]]
+    path.write_text("0 0:1\n1 2:1\n")
+    assert read_table(path, Selection(is_zero_based=True)).X.tolist() == [[1, 0, 0], [0, 0, 1]]
+    with pytest.raises(DataError, match=r"has the index 0, .* --zero-based"):
+        read_table(path, Selection())
 
 
 def test_sparse_data_too_large_as_dense_are_refused(tmp_path, monkeypatch):

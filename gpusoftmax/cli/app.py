@@ -28,6 +28,7 @@ from gpusoftmax.cli.options import (
     TestSize,
     Tolerance,
     Weights,
+    ZeroBased,
     strengths,
 )
 from gpusoftmax.cli.terminal import Terminal
@@ -62,6 +63,7 @@ def fit(
     features: Features = None,
     drop: Drop = None,
     weights: Weights = None,
+    zero_based: ZeroBased = False,
     test_size: TestSize = 0.0,
     seed: Seed = 0,
     C: Annotated[
@@ -129,6 +131,7 @@ def fit(
             features=features or (),
             drop=drop or (),
             weights=weights,
+            is_zero_based=zero_based,
             test_size=test_size,
             seed=seed,
             Cs=Cs,
@@ -157,6 +160,7 @@ def sweep(
     features: Features = None,
     drop: Drop = None,
     weights: Weights = None,
+    zero_based: ZeroBased = False,
     test_size: TestSize = 0.0,
     seed: Seed = 0,
     C: Annotated[
@@ -198,6 +202,7 @@ def sweep(
             features=features or (),
             drop=drop or (),
             weights=weights,
+            is_zero_based=zero_based,
             test_size=test_size,
             seed=seed,
             Cs=Cs,
@@ -218,6 +223,7 @@ def predict(
     data: Data,
     target: Target = None,
     drop: Drop = None,
+    zero_based: ZeroBased = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", "-p", help="Write that of each class too.", rich_help_panel=OUTPUT)
     ] = False,
@@ -238,7 +244,7 @@ def predict(
         from gpusoftmax.cli.predicting import predict as run
         from gpusoftmax.tables import Selection
 
-        selection = Selection(target, (), drop or ())
+        selection = Selection(target, (), drop or (), is_zero_based=zero_based)
         run(
             terminal,
             model,
@@ -257,6 +263,7 @@ def evaluate(
     target: Target = None,
     drop: Drop = None,
     weights: Weights = None,
+    zero_based: ZeroBased = False,
     test_size: Annotated[
         float,
         typer.Option(
@@ -277,7 +284,7 @@ def evaluate(
         from gpusoftmax.cli.judging import evaluate as run
         from gpusoftmax.tables import Selection
 
-        selection = Selection(target, (), drop or (), weights)
+        selection = Selection(target, (), drop or (), weights, zero_based)
         run(
             terminal,
             model,

@@ -146,7 +146,9 @@ def _prepare(terminal: Terminal, request: Request, calibration_size: float) -> P
     terminal.say(f"{table.path}: {n_rows:,} rows, {n_features:,} features, {len(np.unique(y)):,} classes")
     for reason in dict.fromkeys(table.left_out.values()):
         names = [name for name, why in table.left_out.items() if why == reason]
-        terminal.say(f"Left out, as no columns of numbers ({reason}): {', '.join(names)}")
+        terminal.say(
+            f"Left out, as no features ({reason}): {', '.join(name or 'one without a name' for name in names)}"
+        )
     split = Split.draw(y, request.test_size, calibration_size, request.seed, table.path)
     if not request.is_standardized:
         return Prepared(table, y, table.X, None, split)

@@ -1,6 +1,5 @@
 """A data file read for a model that is there already: features matched by name, or by their number."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.exceptions import DataError
 from gpusoftmax.held_out import places_of
-from gpusoftmax.tables import TABLES, Selection, Table, read_table, suffix_of
+from gpusoftmax.tables import SVMLIGHT, Selection, Table, read_table, suffix_of
 
 
 def read_for(model: SoftmaxRegression, path: Path, selection: Selection) -> Table:
@@ -20,15 +19,17 @@ def read_for(model: SoftmaxRegression, path: Path, selection: Selection) -> Tabl
         A feature is missing, or there is another number of them.
     """
     names = getattr(model, "feature_names_in_", None)
-    if names is not None and suffix_of(path) in TABLES:
-        selection = replace(selection, features=tuple(names), drop=())
-    table = read_table(path, selection, n_features=model.n_features_in_)
+    names = None if names is None else names.tolist()
+    table = read_table(path, selection, feature_names=names, n_features=model.n_features_in_)
     n_features = table.X.shape[1]
     if n_features != model.n_features_in_:
         given = f" ({', '.join(table.feature_names[:12])})" if table.feature_names else ""
+        advice = "leave out columns that are none with --drop or --target"
+        if suffix_of(path) in SVMLIGHT:
+            advice = "give --zero-based only if its indices start at 0"
         raise DataError(
-            f"{path} has {n_features} features{given} and the model {model.n_features_in_}: leave out columns that "
-            "are none with --drop or --target, or take the model that was fitted to such data."
+            f"{path} has {n_features} features{given} and the model {model.n_features_in_}: {advice}, or take the "
+            "model that was fitted to such data."
         )
     return table
 

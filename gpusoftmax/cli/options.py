@@ -86,6 +86,10 @@ Weights = Annotated[
         "--weights", metavar="NAME", help="Column of each row's weight.", show_default=False, rich_help_panel=DATA
     ),
 ]  # fmt: skip
+ZeroBased = Annotated[
+    bool,
+    typer.Option("--zero-based", help="Indices of svmlight start at 0, not at 1.", rich_help_panel=DATA),
+]
 TestSize = Annotated[
     float,
     typer.Option(

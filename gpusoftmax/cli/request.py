@@ -20,6 +20,7 @@ class Request:
     features: Sequence[str]
     drop: Sequence[str]
     weights: str | None
+    is_zero_based: bool
     test_size: float
     seed: int
     Cs: Sequence[float]
@@ -34,7 +35,7 @@ class Request:
     @property
     def selection(self) -> Selection:
         """Which columns are what."""
-        return Selection(self.target, self.features, self.drop, self.weights)
+        return Selection(self.target, self.features, self.drop, self.weights, self.is_zero_based)
 
     @property
     def estimator(self) -> dict[str, Any]:
