@@ -71,7 +71,7 @@ class Folds:
 
     def _checked(self) -> Self:
         if self.n_folds == 0:
-            raise ValueError("Cv has no folds to fit a model to.")
+            raise ValueError("cv has no folds to fit a model to.")
         return self
 
     def absent_classes(

@@ -50,6 +50,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "frames",
     "encoding",
     "estimator",
+    "many_data",
     "many",
     "functional",
     "sweep_result",
