@@ -244,7 +244,7 @@ class TestTrouble:
             ({"cv": np.ones((5, 2))}, r"shape \(n_samples, n_folds\) with 178 samples, got shape \(5, 2\)"),
             ({"cv": -np.ones((178, 2))}, "non-negative"),
             ({"cv": np.eye(178)[:, :2] * 0}, "Fold 0 of cv has no rows"),
-            ({"cv": []}, "Cv has no folds"),
+            ({"cv": []}, "cv has no folds"),
             ({"class_weight": []}, "must not be empty"),
             ({"class_weight": ["unbalanced"]}, "class_weight"),
             ({"label_smoothing": [0.1, 1.0]}, "label_smoothing"),
