@@ -96,6 +96,10 @@ MUTANTS = (
            "self.arrays.to_device(self.candidate)", "self.candidate"),
     Mutant("coefficients of pairs, left on the host", PAIRS, "fit", "type",
            "self.arrays.to_device(weights, self.Y.dtype)", "weights"),
+    Mutant("a start, left on the host", "training.py", "fit", "type",
+           "value_and_grad(self.backend.to_device(params))", "value_and_grad(params)"),
+    Mutant("a start is compared on the device", "training.py", "fit", "type",
+           "value = self.backend.to_host(value)\n        is_taken", "is_taken"),
     Mutant("a penalty and a ridge, left on the host", METRIC, "metric", "type",
            "arrays.to_device(scaled_penalty + ridge, A.dtype)", "(scaled_penalty + ridge)"),
     Mutant("problems of the metric, left on the host", METRIC, "metric", "type",
@@ -575,7 +579,7 @@ def _factors(machine):
 
 DATA = make_data(170, 5, 2, 3, weights="each")
 DATA = replace(DATA, targets=reference.logits(DATA.X, DATA.params)[:, 0].argmax(axis=1).astype(np.uint8))
-START = DATA.params * np.array([-30.0, -3.0])[:, np.newaxis]  # far off: steps of one problem alone are refused
+START = DATA.params * np.array([20.0, 2.0])[:, np.newaxis]  # steps of one problem alone are refused on the way
 
 
 def _trained(of, backend, dtype=FLOAT64, tol=1e-9, callback=None, **options):

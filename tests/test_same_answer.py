@@ -223,6 +223,7 @@ class SweepRoute(Route):
         C = 2 * model.C if model.n_classes == 2 else model.C
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # of other problems: the status of ours is asserted
+            warnings.filterwarnings("ignore", "Fold 1 of cv has no rows of class")
             result = sweep(
                 self.layout(model.X.astype(dtype)),
                 model.targets,
