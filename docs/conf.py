@@ -10,6 +10,7 @@ import inspect
 import os
 import re
 import shutil
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def kind_of(public) -> str:
 
 def is_inherited_from_elsewhere(app, what, name, member, is_skipped, options) -> bool | None:
     """Leave out what other packages document."""
-    owner = getattr(member, "__objclass__", member)
+    owner = member.func if isinstance(member, cached_property) else getattr(member, "__objclass__", member)
     return None if str(getattr(owner, "__module__", "gpusoftmax")).startswith("gpusoftmax") else True
 
 
