@@ -268,7 +268,7 @@ class _Fitting:
             params[-1] = start_intercept(total, per_class, counts, settings["label_smoothing"])
         solver = LBFGS(tol=settings["tol"], max_iter=settings["max_iter"], n_pairs=N_PAIRS, first_refresh=FIRST_REFRESH)
         with np.errstate(all="ignore"):  # what overflows ends as a status, and no other problem hears of it
-            solution = solver.minimize(objective, backend.to_device(params))
+            solution = solver.minimize(objective, backend.to_device(params), lambda _: self.is_stopped)
         self.keep(wave, places, has_class, backend.to_host(solution.params), solution)
 
     def stack_features(self, wave: np.ndarray):

@@ -1,4 +1,8 @@
+import itertools
+import os
 import re
+import signal
+import time
 import tracemalloc
 import warnings
 
@@ -9,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 import gpusoftmax as gs
 from gpusoftmax import plan_many
+from gpusoftmax.independent import IndependentObjective
 from gpusoftmax.solvers.base import Status
 
 TOL = 1e-9
@@ -317,6 +322,22 @@ def test_verbose_reports_finished_problems(capsys):
     Xs, ys = made()
     gs.fit_many(Xs, ys, verbose=1)
     assert "7 of 7 problems" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_waves_that_run(wave_of, monkeypatch):
+    wave_of(4)
+    evaluate, n_evaluations = IndependentObjective.value_and_grad, itertools.count(1)
+
+    def interrupted_and_slow(self, params):
+        if next(n_evaluations) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.02)
+        return evaluate(self, params)
+
+    monkeypatch.setattr(IndependentObjective, "value_and_grad", interrupted_and_slow)
+    with pytest.raises(KeyboardInterrupt):
+        gs.fit_many(*made(), C=1e4, tol=1e-10, max_iter=40)  # more than 40 evaluations of each wave
+    assert next(n_evaluations) < 20
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
