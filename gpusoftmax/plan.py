@@ -34,7 +34,9 @@ METRIC_ROWS_PER_FEATURE = 12
 METRIC_BLOCK_BYTES = 4 << 20  # of one lane: products of fewer rows are over before their sums are
 MAX_METRIC_FEATURES = 2048  # a symmetric eigenproblem of this order takes seconds
 MAX_METRIC_CLASSES = 640
-FEW_ROWS = 0.1  # of a feature: the eigenproblem then takes longer than the many short passes that it saves
+SMALL_METRIC_FEATURES = 256  # an eigenproblem up to this order takes less than the passes that it saves
+WIDE = 1.2  # features a row from which on the span of the rows is worth finding
+SPAN_BLOCK_NUMBERS = 1 << 19  # of X in float64 that are read at once for it
 
 
 class PassPlan(Protocol):
@@ -385,17 +387,18 @@ def plan_fit(
     *,
     is_soft: bool = False,
     is_direct: bool = True,
+    is_orthogonal: bool = False,
     budget_bytes: int | None = None,
 ) -> tuple[PassPlan, MetricPlan]:
     """Share a budget between the pass and the metric: the metric gets half at most, and what the least pass leaves.
 
-    Parameters and errors are those of `plan_pass`.
+    Features that are orthogonal want a diagonal metric. Other parameters and errors are those of `plan_pass`.
     """
     sizes = (n_rows, n_features, n_problems, n_classes, dtype)
     if budget_bytes is None:
-        return facts.plan_pass(*sizes, is_soft=is_soft, is_direct=is_direct), _plan_metric(*sizes, facts, math.inf)
+        return facts.plan_pass(*sizes, is_soft=is_soft, is_direct=is_direct), _plan_metric(*sizes, facts, math.inf, is_orthogonal)
     least = facts.least_bytes(*sizes, is_soft=is_soft, is_direct=is_direct)
-    metric = _plan_metric(*sizes, facts, min(budget_bytes / 2, budget_bytes - least))
+    metric = _plan_metric(*sizes, facts, min(budget_bytes / 2, budget_bytes - least), is_orthogonal)
     plan = facts.plan_pass(
         *sizes,
         is_soft=is_soft,
@@ -412,6 +415,17 @@ def least_fit_bytes(n_rows, n_features, n_problems, n_classes, dtype, facts: Fac
     return facts.least_bytes(*sizes, **options) + _plan_metric(*sizes, facts, 0).workspace_bytes
 
 
+def plan_row_space(n_rows: int, n_features: int, budget: float) -> tuple[int, int] | None:
+    """Return how many columns of X to read at once for the span of its rows, and the bytes that it takes at most.
+
+    None where that does not pay, or takes more than half of the budget: three matrices of order n_rows and a block.
+    """
+    block_features = min(n_features, -(-SPAN_BLOCK_NUMBERS // n_rows))
+    workspace_bytes = 8 * n_rows * (3 * n_rows + block_features)
+    pays = n_features > SMALL_METRIC_FEATURES and WIDE * n_rows <= n_features and n_rows < MAX_METRIC_FEATURES
+    return (block_features, workspace_bytes) if pays and workspace_bytes <= budget / 2 else None
+
+
 def metric_sample(n_rows: int, n_features: int) -> int:
     """Return from how many rows the metric is estimated."""
     return min(n_rows, max(METRIC_ROWS, METRIC_ROWS_PER_FEATURE * n_features))
@@ -425,6 +439,7 @@ def _plan_metric(
     dtype: np.dtype,
     facts: Facts,
     budget: float,
+    is_orthogonal: bool = False,
 ) -> MetricPlan:
     """Choose the metric's sample and factors: one too large for the budget, or not worth its eigenproblem, is diagonal.
 
@@ -438,7 +453,7 @@ def _plan_metric(
     is_small = 2 * sample * n_features * (n_features + n_problems * n_classes) <= SMALL_PASS_FLOPS
     n_lanes = 1 if is_small else min(2, facts.n_threads)
     spent = n_lanes * (8 * (n_features + 1 + n_problems * n_classes) + row_bytes)
-    pays = FEW_ROWS * n_features < n_rows and n_features < MAX_METRIC_FEATURES
+    pays = n_features < (SMALL_METRIC_FEATURES if is_orthogonal else MAX_METRIC_FEATURES)
     is_feature_full = pays and spent + feature_bytes <= budget
     spent += feature_bytes * is_feature_full
     is_class_full = n_classes <= MAX_METRIC_CLASSES and spent + n_lanes * class_bytes <= budget

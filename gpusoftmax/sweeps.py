@@ -342,9 +342,10 @@ class _Run:
     def record(self, bound: Bound, places: np.ndarray, solution: Solution) -> np.ndarray:
         """Write down a stage's solutions and how well they do; return the spread of their softmax on rows fitted."""
         of_all = self.solution
-        of_all.params[:, places] = self.backend.to_host(solution.params)
+        finished = bound.finish(self.solver, self.strengths(places), solution, self.hear)
+        of_all.params[:, places] = self.backend.to_host(finished.params)
         for name in ("value", "gradient_norm", "remaining_decrease", "n_iter", "n_passes", "status"):
-            getattr(of_all, name)[places] = getattr(solution, name)
+            getattr(of_all, name)[places] = getattr(finished, name)
         n_sets = 1 if self.folds.weights is None else 2
         folds = self.problems.fold[places]
         sums = bound.passes[-1].scores(

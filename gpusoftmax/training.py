@@ -1,5 +1,6 @@
 """The one place where source, plan, objective, penalty and solver meet."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,8 +12,9 @@ from scipy.special import log_softmax
 from gpusoftmax.backends.base import Backend, FusedPass
 from gpusoftmax.objective import MetricRows, SoftmaxObjective
 from gpusoftmax.penalties import L2
-from gpusoftmax.plan import metric_sample, plan_fit
-from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Progress, Solution
+from gpusoftmax.plan import metric_sample, plan_fit, plan_row_space
+from gpusoftmax.row_space import RowSpace, RowSpaceMetric
+from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Progress, Solution, Status
 from gpusoftmax.solvers.continuation import Trail
 from gpusoftmax.solvers.ladder import after, climb
 from gpusoftmax.solvers.lbfgs import LBFGS
@@ -91,6 +93,7 @@ def train(
             (params, known), n_passes = bound.begin(training.C, bound.params_from(start)), 1
         hear = None if callback is None else lambda progress: callback(progress, bound.center)
         solution = bound.solve(solver, training.C, params, after(hear, n_passes), known)
+        solution = bound.finish(solver, training.C, solution, after(hear, n_passes))
         passes = solution.n_passes + n_passes
         return replace(solution, params=backend.to_host(solution.params), n_passes=passes), bound.center
 
@@ -139,6 +142,10 @@ class Bound:
         The objective of those.
     is_path : bool
         Whether other strengths follow.
+    whole : Bound or None
+        Where the rows are coordinates in the span of X's rows: the same training, bound to X itself.
+    space : RowSpace or None
+        That span.
     """
 
     training: Training
@@ -150,9 +157,13 @@ class Bound:
     first_params: np.ndarray
     first_value: np.ndarray
     is_path: bool = False
+    whole: Self | None = None
+    space: RowSpace | None = None
 
     def params_from(self, start: np.ndarray) -> np.ndarray:
-        """Return params for the centred features that give the logits of `start`."""
+        """Return params for the bound rows that give the logits of `start`, which belongs to X as it is given."""
+        if self.whole is not None:
+            return self.backend.to_host(self.space.project(self.backend.to_device(self.whole.params_from(start))))
         params = np.empty(start.shape, self.first_params.dtype)
         params[:] = start - start.mean(axis=2, keepdims=True)  # moves no logits apart, and lowers the penalty
         if self.center is not None:
@@ -220,6 +231,26 @@ class Bound:
         solution = self.solve(solver, C, params, after(callback, n_passes), known)
         return replace(solution, n_passes=solution.n_passes + n_passes)
 
+    def lifted(self, params):
+        """Return params of the bound rows as those of X, centred."""
+        return params if self.space is None else self.space.lift(params)
+
+    def finish(self, solver: LBFGS, C, solution: Solution, callback: Callback | None = None) -> Solution:
+        """Return a solution for the bound rows as one for X: lifted, and judged or mended there."""
+        if self.whole is None:
+            return solution
+        params, is_stopped = self.lifted(solution.params), solution.status == Status.STOPPED
+        if is_stopped.any():
+            return replace(solution, params=params, gradient=self.lifted(solution.gradient), metric=None, pairs=None)
+        objective = self.whole.objectives(C)[-1]
+        curvature = objective.penalty.strength + 0.5 * self.space.beyond / objective.total_weight
+        beyond = (1 / curvature)[:, np.newaxis].astype(params.dtype)
+        known = Known(metric=RowSpaceMetric(self.space, solution.metric, beyond))
+        steps_left = solver.max_iter - int(solution.n_iter.max())
+        hear = after(callback, float(solution.n_passes.max()), solution.n_iter)
+        last = self.whole.solve(replace(solver, max_iter=steps_left), C, params, hear, known)
+        return replace(last, n_iter=last.n_iter + solution.n_iter, n_passes=last.n_passes + solution.n_passes)
+
     def _guess(self, solver: LBFGS, C, trail: Trail, params, value, gradient):
         """Return a better point of each problem that has one where its trail leads to, and the passes that took."""
         step = trail.step_to(np.log(C))
@@ -245,6 +276,7 @@ class Bound:
             total_weight=self.total_weight[active],
             first_params=self.first_params[:, active],
             first_value=self.first_value[active],
+            whole=None if self.whole is None else self.whole.select(active),
         )
 
 
@@ -261,19 +293,41 @@ def _with_penalty(strength, n_classes: int, s, y):
 
 
 def bind(training: Training, source: ArraySource, backend: Backend, *, is_path: bool = False) -> Bound:
-    """Plan a training and allocate what its passes work in; see `train` for parameters and errors."""
-    n_problems = len(training.C)
-    source = backend.place(source)
-    rows = sample_rows(source.n_rows, metric_sample(source.n_rows, source.n_features), training.seed)
-    low, high = feature_range(source, rows, backend, training.budget_bytes or DEFAULT_RANGE_BYTES)
+    """Plan a training and allocate what its passes work in; see `train` for parameters and errors.
+
+    Where features outnumber rows, what is bound are coordinates in the span of the rows.
+    """
+    source, budget_bytes = backend.place(source), training.budget_bytes
+    low, high = feature_range(source, _metric_rows(training, source), backend, budget_bytes or DEFAULT_RANGE_BYTES)
     center = find_center(low, high) if training.has_intercept else None
     if center is not None:
         source = replace(source, center=backend.to_device(center))
         low, high = low - center, high - center
+    plan = plan_row_space(source.n_rows, source.n_features, math.inf if budget_bytes is None else budget_bytes)
+    if plan is not None:
+        block_features, workspace_bytes = plan
+        found = RowSpace.of(source, backend, block_features)
+        if found is not None:
+            space, coordinates = found
+            if budget_bytes is not None:
+                training = replace(training, budget_bytes=(budget_bytes - workspace_bytes) // 2)
+            whole = _bind(training, source, backend, low, high)
+            low, high = feature_range(coordinates, np.arange(source.n_rows), backend, DEFAULT_RANGE_BYTES)
+            bound = _bind(training, coordinates, backend, low, high, is_path=is_path, is_orthogonal=True)
+            return replace(bound, center=center, whole=whole, space=space)
+    return replace(_bind(training, source, backend, low, high, is_path=is_path), center=center)
+
+
+def _bind(
+    training: Training, source: ArraySource, backend: Backend, low, high, *, is_path=False, is_orthogonal=False
+) -> Bound:
+    """Bind to rows whose features, once centred, lie between `low` and `high`."""
+    n_problems = len(training.C)
     plan, metric_plan = plan_fit(
         *(source.n_rows, source.n_features, n_problems, training.n_classes, source.dtype, backend.facts()),
         is_soft=source.targets.ndim == 2,
         is_direct=source.is_direct,
+        is_orthogonal=is_orthogonal,
         budget_bytes=training.budget_bytes,
     )
     total, per_class = weight_per_class(source, n_problems, training.n_classes, backend.to_host)
@@ -292,12 +346,16 @@ def bind(training: Training, source: ArraySource, backend: Backend, *, is_path: 
         backend,
         [*fused_pass.cheaper(training.precision), fused_pass],
         total,
-        MetricRows(metric_plan, rows, feature_scale(low, high)),
-        center,
+        MetricRows(metric_plan, _metric_rows(training, source), feature_scale(low, high)),
+        None,
         first_params,
         first_value,
         is_path,
     )
+
+
+def _metric_rows(training: Training, source: ArraySource) -> np.ndarray:
+    return sample_rows(source.n_rows, metric_sample(source.n_rows, source.n_features), training.seed)
 
 
 def find_center(low: np.ndarray, high: np.ndarray) -> np.ndarray | None:
