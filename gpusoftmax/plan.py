@@ -396,7 +396,9 @@ def plan_fit(
     """
     sizes = (n_rows, n_features, n_problems, n_classes, dtype)
     if budget_bytes is None:
-        return facts.plan_pass(*sizes, is_soft=is_soft, is_direct=is_direct), _plan_metric(*sizes, facts, math.inf, is_orthogonal)
+        return facts.plan_pass(*sizes, is_soft=is_soft, is_direct=is_direct), _plan_metric(
+            *sizes, facts, math.inf, is_orthogonal
+        )
     least = facts.least_bytes(*sizes, is_soft=is_soft, is_direct=is_direct)
     metric = _plan_metric(*sizes, facts, min(budget_bytes / 2, budget_bytes - least), is_orthogonal)
     plan = facts.plan_pass(
@@ -415,15 +417,15 @@ def least_fit_bytes(n_rows, n_features, n_problems, n_classes, dtype, facts: Fac
     return facts.least_bytes(*sizes, **options) + _plan_metric(*sizes, facts, 0).workspace_bytes
 
 
-def plan_row_space(n_rows: int, n_features: int, budget: float) -> tuple[int, int] | None:
-    """Return how many columns of X to read at once for the span of its rows, and the bytes that it takes at most.
+def plan_row_space(n_rows: int, n_features: int, room: float) -> tuple[int, int] | None:
+    """Return how many columns of X to read at once for the span of its rows, and the bytes that finding it takes.
 
-    None where that does not pay, or takes more than half of the budget: three matrices of order n_rows and a block.
+    Those are four matrices of order n_rows and a block. None where that does not pay or takes more than half the room.
     """
     block_features = min(n_features, -(-SPAN_BLOCK_NUMBERS // n_rows))
-    workspace_bytes = 8 * n_rows * (3 * n_rows + block_features)
+    workspace_bytes = 8 * n_rows * (4 * n_rows + block_features)
     pays = n_features > SMALL_METRIC_FEATURES and WIDE * n_rows <= n_features and n_rows < MAX_METRIC_FEATURES
-    return (block_features, workspace_bytes) if pays and workspace_bytes <= budget / 2 else None
+    return (block_features, workspace_bytes) if pays and workspace_bytes <= room / 2 else None
 
 
 def metric_sample(n_rows: int, n_features: int) -> int:

@@ -31,7 +31,7 @@ class RowSpace:
     combination : array of shape (n_rows, n_rank), float64
         Qᵀ is Xᵀ times this.
     beyond : float
-        Bound on the squares of singular values beyond the space.
+        Bound on the mean square, over the rows, of X along any direction beyond the space.
     block_features : int
         Columns of X that are read at once.
     """
@@ -45,15 +45,12 @@ class RowSpace:
     @classmethod
     def of(cls, source: ArraySource, arrays: Arrays, block_features: int) -> tuple[Self, ArraySource] | None:
         """Return the space and the source of R; None where the squares of X leave the range of float64."""
-        gram: Any = 0.0
-        for X, _ in _columns(source, block_features):
-            gram += X @ X.T
-        gram = arrays.to_host(gram)
+        gram = arrays.to_host(_gram(source, block_features))
         if not (np.isfinite(gram).all() and gram.diagonal().max() > LEAST_SQUARE):
             return None
-        squares, basis = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
-        beyond = len(gram) * np.finfo(np.float64).eps * squares[-1]
-        kept = squares > beyond
+        squares, basis = eigh(gram.T, driver="evd", overwrite_a=True, check_finite=False)
+        beyond = np.finfo(np.float64).eps * squares[-1]
+        kept = squares > len(gram) * beyond
         singular, basis = np.sqrt(squares[kept]), basis[:, kept]
         space = cls(arrays, source, arrays.to_device(basis / singular), float(beyond), block_features)
         return space, replace(source, X=arrays.to_device(basis * singular, source.dtype), center=None)
@@ -111,9 +108,24 @@ class RowSpaceMetric:
         return replace(self, within=self.within.select(active), beyond=beyond)
 
 
+def _gram(source: ArraySource, block_features: int):
+    """Return X Xᵀ in float64."""
+    gram: Any = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for X, _ in _columns(source, block_features):
+            gram += X @ X.T
+    return gram
+
+
 def _columns(source: ArraySource, block_features: int) -> Iterator[tuple[Any, slice]]:
-    """Yield columns of X, centred, in float64, and which they are."""
+    """Yield columns of X, centred, in float64, and which they are: views of X or of one buffer."""
+    xp, center = source.xp, source.center
+    is_direct = center is None and source.X.dtype == np.float64
+    buffer = xp.empty(0 if is_direct else source.n_rows * block_features)
     for start in range(0, source.n_features, block_features):
         columns = slice(start, min(start + block_features, source.n_features))
-        X = source.X[:, columns].astype(np.float64, copy=False)
-        yield X if source.center is None else X - source.center[columns], columns
+        X = source.X[:, columns]
+        if not is_direct:
+            out = buffer[: X.size].reshape(X.shape)
+            X = xp.subtract(X, 0 if center is None else center[columns], out=out, casting="unsafe")
+        yield X, columns

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
 
@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from gpusoftmax.backends.base import Backend, FusedPass
 from gpusoftmax.objective import MetricRows, SoftmaxObjective
 from gpusoftmax.penalties import L2
-from gpusoftmax.plan import metric_sample, plan_fit, plan_row_space
+from gpusoftmax.plan import least_fit_bytes, metric_sample, plan_fit, plan_row_space
 from gpusoftmax.row_space import RowSpace, RowSpaceMetric
 from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Progress, Solution, Status
 from gpusoftmax.solvers.continuation import Trail
@@ -91,9 +91,9 @@ def train(
         params, known, n_passes = bound.first_params, NOTHING_KNOWN, 0
         if start is not None:
             (params, known), n_passes = bound.begin(training.C, bound.params_from(start)), 1
-        hear = None if callback is None else lambda progress: callback(progress, bound.center)
-        solution = bound.solve(solver, training.C, params, after(hear, n_passes), known)
-        solution = bound.finish(solver, training.C, solution, after(hear, n_passes))
+        hear = after(None if callback is None else lambda progress: callback(progress, bound.center), n_passes)
+        solution = bound.solve(solver, training.C, params, bound.lifting(hear), known)
+        solution = bound.finish(solver, training.C, solution, hear)
         passes = solution.n_passes + n_passes
         return replace(solution, params=backend.to_host(solution.params), n_passes=passes), bound.center
 
@@ -142,10 +142,6 @@ class Bound:
         The objective of those.
     is_path : bool
         Whether other strengths follow.
-    whole : Bound or None
-        Where the rows are coordinates in the span of X's rows: the same training, bound to X itself.
-    space : RowSpace or None
-        That span.
     """
 
     training: Training
@@ -157,13 +153,9 @@ class Bound:
     first_params: np.ndarray
     first_value: np.ndarray
     is_path: bool = False
-    whole: Self | None = None
-    space: RowSpace | None = None
 
     def params_from(self, start: np.ndarray) -> np.ndarray:
-        """Return params for the bound rows that give the logits of `start`, which belongs to X as it is given."""
-        if self.whole is not None:
-            return self.backend.to_host(self.space.project(self.backend.to_device(self.whole.params_from(start))))
+        """Return params for the centred features that give the logits of `start`."""
         params = np.empty(start.shape, self.first_params.dtype)
         params[:] = start - start.mean(axis=2, keepdims=True)  # moves no logits apart, and lowers the penalty
         if self.center is not None:
@@ -231,25 +223,13 @@ class Bound:
         solution = self.solve(solver, C, params, after(callback, n_passes), known)
         return replace(solution, n_passes=solution.n_passes + n_passes)
 
-    def lifted(self, params):
-        """Return params of the bound rows as those of X, centred."""
-        return params if self.space is None else self.space.lift(params)
+    def lifting(self, callback: Callback | None) -> Callback | None:
+        """Return a callback that hears of params of X."""
+        return callback
 
     def finish(self, solver: LBFGS, C, solution: Solution, callback: Callback | None = None) -> Solution:
-        """Return a solution for the bound rows as one for X: lifted, and judged or mended there."""
-        if self.whole is None:
-            return solution
-        params, is_stopped = self.lifted(solution.params), solution.status == Status.STOPPED
-        if is_stopped.any():
-            return replace(solution, params=params, gradient=self.lifted(solution.gradient), metric=None, pairs=None)
-        objective = self.whole.objectives(C)[-1]
-        curvature = objective.penalty.strength + 0.5 * self.space.beyond / objective.total_weight
-        beyond = (1 / curvature)[:, np.newaxis].astype(params.dtype)
-        known = Known(metric=RowSpaceMetric(self.space, solution.metric, beyond))
-        steps_left = solver.max_iter - int(solution.n_iter.max())
-        hear = after(callback, float(solution.n_passes.max()), solution.n_iter)
-        last = self.whole.solve(replace(solver, max_iter=steps_left), C, params, hear, known)
-        return replace(last, n_iter=last.n_iter + solution.n_iter, n_passes=last.n_passes + solution.n_passes)
+        """Return a solution for X."""
+        return solution
 
     def _guess(self, solver: LBFGS, C, trail: Trail, params, value, gradient):
         """Return a better point of each problem that has one where its trail leads to, and the passes that took."""
@@ -276,8 +256,48 @@ class Bound:
             total_weight=self.total_weight[active],
             first_params=self.first_params[:, active],
             first_value=self.first_value[active],
-            whole=None if self.whole is None else self.whole.select(active),
         )
+
+
+@dataclass(frozen=True)
+class SpannedBound(Bound):
+    """A training bound to the coordinates of its rows in their span; `center` is that of X.
+
+    whole : Bound
+        The same training, bound to X.
+    space : RowSpace
+    """
+
+    whole: Bound = field(kw_only=True)
+    space: RowSpace = field(kw_only=True)
+
+    def params_from(self, start: np.ndarray) -> np.ndarray:
+        """Return params for the coordinates that give the logits of `start`."""
+        return self.backend.to_host(self.space.project(self.backend.to_device(self.whole.params_from(start))))
+
+    def lifting(self, callback: Callback | None) -> Callback | None:
+        """Return a callback that hears of params of X."""
+        if callback is None:
+            return None
+        return lambda progress: callback(replace(progress, copy_params=lambda: self.space.lift(progress.copy_params())))
+
+    def finish(self, solver: LBFGS, C, solution: Solution, callback: Callback | None = None) -> Solution:
+        """Return a solution for X: lifted, and there judged and, if need be, mended."""
+        params = self.space.lift(solution.params)
+        if (solution.status == Status.STOPPED).any():
+            gradient = self.space.lift(solution.gradient)
+            return replace(solution, params=params, gradient=gradient, metric=None, pairs=None)
+        curvature = self.objectives(C)[-1].penalty.strength + 0.5 * self.space.beyond
+        beyond = (1 / curvature)[:, np.newaxis].astype(params.dtype)
+        known = Known(metric=RowSpaceMetric(self.space, solution.metric, beyond))
+        left = replace(solver, max_iter=solver.max_iter - int(solution.n_iter.max()))
+        hear = after(callback, float(solution.n_passes.max()), solution.n_iter)
+        last = self.whole.solve(left, C, params, hear, known)
+        return replace(last, n_iter=last.n_iter + solution.n_iter, n_passes=last.n_passes + solution.n_passes)
+
+    def select(self, active: np.ndarray) -> Self:
+        """Return the training of some problems."""
+        return replace(super().select(active), whole=self.whole.select(active))
 
 
 def _with_penalty(strength, n_classes: int, s, y):
@@ -303,19 +323,32 @@ def bind(training: Training, source: ArraySource, backend: Backend, *, is_path: 
     if center is not None:
         source = replace(source, center=backend.to_device(center))
         low, high = low - center, high - center
-    plan = plan_row_space(source.n_rows, source.n_features, math.inf if budget_bytes is None else budget_bytes)
-    if plan is not None:
-        block_features, workspace_bytes = plan
-        found = RowSpace.of(source, backend, block_features)
-        if found is not None:
-            space, coordinates = found
-            if budget_bytes is not None:
-                training = replace(training, budget_bytes=(budget_bytes - workspace_bytes) // 2)
-            whole = _bind(training, source, backend, low, high)
-            low, high = feature_range(coordinates, np.arange(source.n_rows), backend, DEFAULT_RANGE_BYTES)
-            bound = _bind(training, coordinates, backend, low, high, is_path=is_path, is_orthogonal=True)
-            return replace(bound, center=center, whole=whole, space=space)
-    return replace(_bind(training, source, backend, low, high, is_path=is_path), center=center)
+    found = _find_row_space(training, source, backend)
+    if found is None:
+        return replace(_bind(training, source, backend, low, high, is_path=is_path), center=center)
+    space, coordinates, training = found
+    whole = _bind(training, source, backend, low, high)
+    low, high = feature_range(coordinates, np.arange(source.n_rows), backend, DEFAULT_RANGE_BYTES)
+    bound = _bind(training, coordinates, backend, low, high, is_path=is_path, is_orthogonal=True)
+    return SpannedBound(**vars(bound) | {"center": center}, whole=whole, space=space)
+
+
+def _find_row_space(training: Training, source: ArraySource, backend: Backend):
+    """Return the span of the rows, their coordinates there, and the training with a budget for each; or None."""
+    budget_bytes, room = training.budget_bytes, math.inf
+    if budget_bytes is not None:
+        room = budget_bytes - 2 * least_fit_bytes(
+            *(source.n_rows, source.n_features, len(training.C), training.n_classes, source.dtype, backend.facts()),
+            is_soft=source.targets.ndim == 2,
+            is_direct=source.is_direct,
+        )
+    plan = plan_row_space(source.n_rows, source.n_features, room)
+    found = None if plan is None else RowSpace.of(source, backend, plan[0])
+    if plan is None or found is None:
+        return None
+    if budget_bytes is not None:
+        training = replace(training, budget_bytes=(budget_bytes - plan[1]) // 2)
+    return *found, training
 
 
 def _bind(

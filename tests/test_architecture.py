@@ -32,6 +32,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "backends.choice",
     "penalties",
     "preconditioner",
+    "row_space",
     "objective",
     "independent_metric",
     "independent",

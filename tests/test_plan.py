@@ -1,3 +1,4 @@
+import math
 import re
 import tracemalloc
 from dataclasses import replace
@@ -13,7 +14,7 @@ from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.exceptions import WorkspaceError
 from gpusoftmax.kernels.curvature import CurvatureSums
 from gpusoftmax.kernels.workspace import Sums, Workspace
-from gpusoftmax.plan import METRIC_ROWS, DeviceFacts, metric_sample, plan_fit, plan_pass
+from gpusoftmax.plan import METRIC_ROWS, DeviceFacts, metric_sample, plan_fit, plan_pass, plan_row_space
 from gpusoftmax.sources import ArraySource
 
 SIZES = st.tuples(
@@ -309,10 +310,38 @@ class TestPlanFit:
         assert not metric.is_feature_full
         assert not metric.is_class_full
 
-    @pytest.mark.parametrize(("n_rows", "is_full"), [(100, False), (101, True)])
-    def test_factors_that_a_few_rows_do_not_pay_for_are_diagonal(self, n_rows, is_full):
-        _, metric = plan_fit(n_rows, 1000, 1, 3, FLOAT64, DeviceFacts())
+    @pytest.mark.parametrize(("n_features", "is_full"), [(255, True), (256, False)])
+    def test_orthogonal_features_want_no_factor_but_where_it_is_cheap(self, n_features, is_full):
+        _, metric = plan_fit(1000, n_features, 1, 3, FLOAT64, DeviceFacts(), is_orthogonal=True)
         assert metric.is_feature_full == is_full
+        _, metric = plan_fit(1000, n_features, 1, 3, FLOAT64, DeviceFacts())
+        assert metric.is_feature_full
+
+
+class TestRowSpace:
+    @pytest.mark.parametrize(
+        ("n_rows", "n_features", "pays"),
+        [
+            (9, 256, False),
+            (9, 257, True),
+            (999, 1198, False),
+            (999, 1199, True),
+            (2047, 9999, True),
+            (2048, 9999, False),
+        ],
+    )
+    def test_pays_where_features_outnumber_rows_and_an_eigenproblem_of_the_rows_is_quick(
+        self, n_rows, n_features, pays
+    ):
+        assert (plan_row_space(n_rows, n_features, math.inf) is not None) == pays
+
+    @pytest.mark.parametrize("n_rows", [1, 30, 2000])
+    def test_reads_a_few_megabytes_at_a_time(self, n_rows):
+        block_features, workspace_bytes = plan_row_space(n_rows, 3000, math.inf)
+        assert 1 <= block_features <= 3000
+        assert 8 * n_rows * block_features <= 2**22 + 8 * n_rows
+        assert plan_row_space(n_rows, 3000, 2 * workspace_bytes) == (block_features, workspace_bytes)
+        assert plan_row_space(n_rows, 3000, 2 * workspace_bytes - 1) is None
 
 
 @pytest.mark.parametrize("block_rows", [1, 3, 10, 64, None])

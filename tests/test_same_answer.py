@@ -92,6 +92,7 @@ MODELS = {
     "no intercept, far from the origin": made(211, 5, 3, has_intercept=False, shift=4.0),
     "soft targets": made(211, 5, 3, targets="soft"),
     "more columns than rows": made(41, 60, 3, C=0.1),
+    "columns that outnumber rows by far": made(37, 260, 3, weighted=True, C=0.1),
     "many classes": made(307, 4, 33, weighted=True, C=0.1),
 }
 
