@@ -13,9 +13,10 @@ from gpusoftmax.backends.base import Backend
 from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.estimator import SoftmaxRegression
 from gpusoftmax.independent import IndependentObjective
+from gpusoftmax.independent_row_space import feature_ranges, minimize_in_spans
 from gpusoftmax.kernels.independent import IndependentRows
 from gpusoftmax.many_data import ManyData, OwnClasses, receive_many
-from gpusoftmax.plan_many import N_PAIRS, plan_waves
+from gpusoftmax.plan_many import N_PAIRS, is_wide, plan_waves
 from gpusoftmax.progress_bar import ProgressBar
 from gpusoftmax.solvers.base import Solution, Status
 from gpusoftmax.solvers.lbfgs import LBFGS
@@ -268,7 +269,8 @@ class _Fitting:
             params[-1] = start_intercept(total, per_class, counts, settings["label_smoothing"])
         solver = LBFGS(tol=settings["tol"], max_iter=settings["max_iter"], n_pairs=N_PAIRS, first_refresh=FIRST_REFRESH)
         with np.errstate(all="ignore"):  # what overflows ends as a status, and no other problem hears of it
-            solution = solver.minimize(objective, backend.to_device(params), lambda _: self.is_stopped)
+            minimize = minimize_in_spans if is_wide(X.shape[2], X.shape[1] - 1) else LBFGS.minimize
+            solution = minimize(solver, objective, backend.to_device(params), lambda _: self.is_stopped)
         self.keep(wave, places, has_class, backend.to_host(solution.params), solution)
 
     def stack_features(self, wave: np.ndarray):
@@ -284,7 +286,7 @@ class _Fitting:
             own = self.backend.to_device(data.Xs[p]).T
             X[place, :-1, : own.shape[1]] = own
             X[place, :-1, own.shape[1] :] = own[:, :1]
-        low, high = (self.backend.to_host(bound).astype(np.float64) for bound in (X[:, :-1].min(2), X[:, :-1].max(2)))
+        low, high = feature_ranges(X, self.backend)
         for p in wave[~np.isfinite(high - low).all(axis=1)].tolist():
             raise ValueError(f"Xs must hold finite numbers, got NaN or infinity in problem {p}.")
         center = find_center(low, high) if self.settings["fit_intercept"] else None

@@ -14,6 +14,9 @@ N_VECTORS = 16  # of a solver beside its pairs: points, gradients, directions, a
 N_LOGITS = 4  # arrays of the logits' size while their softmax is taken
 N_FACTORS = 8  # arrays of a factor's size, in float64, while one is made
 FACTOR_BYTES = 16 << 20  # of those made together
+WIDE = 2.0  # features a row from which on the span of the rows is worth finding
+N_SPANS = 5  # arrays of (n_rows, n_rows) numbers, in float64, while the span of the rows is found
+N_LIFTED = 6  # of the size of the params of X: those, their gradient, and what it takes to compute it
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ def plan_waves(
 ) -> WavePlan:
     """Cut problems into waves that have room in a cache, or in a budget.
 
-    No wave has a problem with twice as many classes as another, which would have to be as wide.
+    No wave has a problem with twice as many classes as another, which would have to be as wide, or one that is fitted
+    in the span of its rows beside one that is not.
 
     Parameters
     ----------
@@ -73,14 +77,15 @@ def plan_waves(
         )
     n_threads = min(n_threads, len(n_rows), budget // least)
     room = min(max(WAVE_BYTES[device], least), budget // n_threads)
-    factor = 8 * N_FACTORS * (n_features + 1) ** 2
+    n_directions = int(np.where(is_wide(n_rows, n_features), n_rows, n_features).max())
+    factor = 8 * N_FACTORS * (n_directions + 1) ** 2
     spare = min(FACTOR_BYTES, (room - least) // 2)  # a metric's temporaries come beside what else a wave holds
-    n_factored = spare // factor if n_features < MAX_METRIC_FEATURES else 0
+    n_factored = spare // factor if n_directions < MAX_METRIC_FEATURES else 0
     room -= n_factored * factor
-    halvings = np.floor(np.log2(n_classes.max() / n_classes))
+    kinds = 2 * np.floor(np.log2(n_classes.max() / n_classes)) + is_wide(n_rows, n_features)
     waves = []
-    for times in np.unique(halvings):
-        alike = np.flatnonzero(halvings == times)
+    for kind in np.unique(kinds):
+        alike = np.flatnonzero(kinds == kind)
         n_turns = -(-int(each[alike].sum()) // (n_threads * room))
         fewest = -(-len(alike) // (n_turns * n_threads))  # what leaves no thread idle in the last turn
         order = alike[np.lexsort((-n_classes[alike], -n_rows[alike]))]
@@ -94,11 +99,21 @@ def plan_waves(
     return WavePlan(waves, min(n_threads, len(waves)), n_factored)
 
 
+def is_wide(n_rows, n_features: int):
+    """Say which problems are fitted in the span of their rows, of so many rows in their wave."""
+    return WIDE * n_rows <= n_features
+
+
 def _problem_bytes(n_rows, n_features: int, n_classes, size: int, is_soft: bool):
-    """Return the bytes of one problem in a wave: X and factor twice, since a wave that shrinks is copied."""
-    n_params = (n_features + 1) * n_classes
-    rows = n_rows * (2 * (n_features + 1) * size + (N_LOGITS + 2 * is_soft) * n_classes * size + 8 * 8)
+    """Return the bytes of one problem in a wave: rows and factor twice, since a wave that shrinks is copied.
+
+    One in the span of its rows has X and a few params of it beside.
+    """
+    wide = is_wide(n_rows, n_features)
+    order = np.where(wide, n_rows, n_features) + 1
+    rows = n_rows * (2 * order * size + (N_LOGITS + 2 * is_soft) * n_classes * size + 8 * 8)
     slots = N_PAIRS + 1
-    solver = (3 * slots + N_VECTORS) * n_params * size + 8 * 6 * slots**2
-    factors = 2 * size * (n_features + 1) ** 2 if n_features < MAX_METRIC_FEATURES else 0
-    return rows + solver + factors + 4096
+    solver = (3 * slots + N_VECTORS) * order * n_classes * size + 8 * 6 * slots**2
+    factors = np.where(order <= MAX_METRIC_FEATURES, 2 * size * order**2, 0)
+    beside = n_rows * (n_features + 1) * size + N_SPANS * 8 * n_rows**2 + N_LIFTED * size * (n_features + 1) * n_classes
+    return rows + solver + factors + np.where(wide, beside, 0) + 4096

@@ -45,6 +45,7 @@ ORDER = [  # from the bottom; a file may import from every line above its own, f
     "callbacks",
     "progress_bar",
     "training",
+    "independent_row_space",
     "plan_sweep",
     "problems",
     "interop",

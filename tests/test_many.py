@@ -14,7 +14,9 @@ from sklearn.linear_model import LogisticRegression
 import gpusoftmax as gs
 from gpusoftmax import plan_many
 from gpusoftmax.independent import IndependentObjective
+from gpusoftmax.independent_row_space import IndependentRowSpaces
 from gpusoftmax.solvers.base import Status
+from gpusoftmax.solvers.lbfgs import LBFGS
 
 TOL = 1e-9
 P, N, D, K = 7, 40, 5, 3
@@ -316,6 +318,88 @@ def test_the_budget_holds_what_solvers_remember():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak <= 6_000_000 + 8 * 2 * fits.coef.size + 200_000
+
+
+class TestWide:
+    """More than two features a row: fits in the span of the rows."""
+
+    @pytest.mark.parametrize("n_classes", [2, 3])
+    @pytest.mark.parametrize("fit_intercept", [True, False])
+    @pytest.mark.parametrize("weighted", [True, False])
+    def test_every_problem_gets_the_solution_of_its_own_fit(self, n_classes, fit_intercept, weighted):
+        Xs, ys = made(n_rows=20, n_features=50, n_classes=n_classes)
+        Xs[3, 5], Xs[3, 6], Xs[3, 7] = Xs[3, 2], 0, Xs[3, 0] + Xs[3, 1]  # fewer directions than rows
+        Xs, ys = [X[: 20 - p] for p, X in enumerate(Xs)], [y[: 20 - p] for p, y in enumerate(ys)]
+        weights = [np.random.default_rng(1).integers(1, 5, len(y)) for y in ys] if weighted else None
+        C = np.logspace(-2, 2, P)
+        fits = gs.fit_many(Xs, ys, sample_weights=weights, C=C, fit_intercept=fit_intercept, tol=TOL)
+        for p in range(P):
+            own = None if weights is None else weights[p]
+            assert_equals_its_own_fit(fits, p, Xs[p], ys[p], own, C=C[p], fit_intercept=fit_intercept)
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_what_is_stated_is_that_of_x(self, dtype):
+        Xs, ys = made(n_rows=20, n_features=100)
+        Xs, rounding = Xs.astype(dtype), 1e-6 if dtype == np.float32 else 1e-13
+        fits = gs.fit_many(Xs, ys)
+        for p in range(P):
+            coef = fits.coef[p].astype(float)
+            loss, grad_W, grad_b = gs.loss_and_gradient(Xs[p].astype(float), ys[p], coef.T, fits.intercept[p])
+            norm = max(abs(grad_W + coef.T / 20).max(), abs(grad_b).max())
+            assert fits.objective[p] == pytest.approx(loss + (coef**2).sum() / 40, rel=rounding)
+            assert fits.gradient_norm[p] == pytest.approx(norm, abs=rounding)
+            assert fits.status[p] is Status.CONVERGED
+
+    def test_what_x_finds_wanting_goes_on_there(self, wave_of, monkeypatch):
+        wave_of(4)
+        Xs, ys = made(n_rows=20, n_features=50)
+        expected, lift = gs.fit_many(Xs, ys, tol=TOL), IndependentRowSpaces.lift
+
+        def blurred(self, params):
+            lifted = lift(self, params)
+            lifted[3, 2, 0] += 1e-3
+            return lifted
+
+        monkeypatch.setattr(IndependentRowSpaces, "lift", blurred)
+        fits = gs.fit_many(Xs, ys, tol=TOL)
+        assert_same(fits, expected)
+        assert (fits.status == Status.CONVERGED).all()
+        np.testing.assert_array_equal(np.flatnonzero(fits.n_passes > expected.n_passes), [2, 6])
+        np.testing.assert_array_equal(np.flatnonzero(fits.n_iter > expected.n_iter), [2, 6])
+
+    @pytest.mark.parametrize("scale", [1e-160, 1e180])
+    @pytest.mark.filterwarnings("ignore::gpusoftmax.ConvergenceWarning")
+    def test_scales_that_squares_do_not_hold(self, scale, monkeypatch):
+        Xs, ys = made(n_rows=20, n_features=50)
+        Xs[2:5] *= scale
+        fits = gs.fit_many(Xs, ys)
+        monkeypatch.setattr("gpusoftmax.many.minimize_in_spans", LBFGS.minimize)
+        assert_same_bits(fits, gs.fit_many(Xs, ys))
+
+    @pytest.mark.parametrize("n_problems", [1, 2, 7])
+    def test_waves_of_any_size_in_any_order(self, wave_of, n_problems):
+        Xs, ys = made(n_rows=20, n_features=50)
+        expected = gs.fit_many(Xs, ys, tol=TOL)
+        wave_of(n_problems)
+        order = np.random.default_rng(1).permutation(P)
+        fits = gs.fit_many(Xs[order], ys[order], tol=TOL)
+        np.testing.assert_allclose(fits.coef, expected.coef[order], rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("budget", [4_000_000, 20_000_000])
+    def test_the_budget_is_kept(self, dtype, budget):
+        Xs, ys = made(200, 40, 400)
+        Xs = Xs.astype(dtype)
+        options = {"C": 1000.0, "max_iter": 60, "memory_budget": budget}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", gs.ConvergenceWarning)
+            gs.fit_many(Xs[:20], ys[:20], **options)
+            tracemalloc.start()
+            fits = gs.fit_many(Xs, ys, **options)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        results = dtype(0).itemsize * fits.coef.size + 8 * Xs[:, 0].size + 1000 * len(Xs)
+        assert peak <= budget + results + 150_000
 
 
 def test_verbose_reports_finished_problems(capsys):

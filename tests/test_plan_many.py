@@ -89,8 +89,15 @@ def test_the_smallest_budget_is_that_of_the_largest_problem_not_of_the_most_rows
 
 def test_factors_are_made_where_they_fit():
     assert plan([100] * 50).n_factored > 10
-    assert plan([100] * 50, dtype=FLOAT64, n_features=3000).n_factored == 0
-    assert plan([100], n_features=1500).n_factored == 0  # one needs 144 MB
+    assert plan([3000] * 50, dtype=FLOAT64, n_features=3000).n_factored == 0
+    assert plan([1500], n_features=1500).n_factored == 0  # one needs 144 MB
+    assert plan([100] * 50, dtype=FLOAT64, n_features=3000).n_factored > 10  # in the span of 100 rows
+
+
+def test_problems_in_the_span_of_their_rows_share_no_wave_with_others():
+    counts = np.array([40, 33, 32, 5])
+    waves = plan(counts, n_threads=1).waves
+    assert [counts[wave].tolist() for wave in waves] == [[40, 33], [32, 5]]
 
 
 def test_a_gpu_gets_larger_waves():
