@@ -57,8 +57,8 @@ class IndependentObjective:
         W, scale = params.transpose(1, 0, 2), self.scale.astype(self.rows.X.dtype)
         scales = self.total_weight, self.strength, self.scale
         if is_rough or self.n_factored == 0:
-            sums = diagonal_curvature(self.rows, W, scale)
-            return diagonal_metric(self.arrays, sums, W.shape[2], *scales, precision=self.precision)
+            squares, column = diagonal_curvature(self.rows, W, scale)
+            return diagonal_metric(self.arrays, squares, column, W.shape[2], *scales, precision=self.precision)
         parts = []
         for start in range(0, len(W), self.n_factored):
             some = slice(start, start + self.n_factored)

@@ -16,22 +16,29 @@ from gpusoftmax.arrays import Arrays
 
 @dataclass(frozen=True)
 class DiagonalMetric:
-    """The inverse of the Hessian's diagonal, averaged over classes.
+    """The inverse of the Hessian's diagonal for features less their mean, averaged over classes.
 
     A gradient sums to zero over its classes, and so do steps from it: a constant moves no logits apart.
 
     inverse : array of shape (n_problems, n_features + 1, n_classes)
+    mean : array of shape (n_problems, n_features, 1)
     """
 
     arrays: Arrays
     inverse: np.ndarray
+    mean: np.ndarray
     n_passes: float = 1.0
 
     def apply(self, gradient):
-        return (gradient.transpose(1, 0, 2) * self.inverse).transpose(1, 0, 2)
+        part = gradient.transpose(1, 0, 2).copy()
+        part[:, :-1] -= self.mean * part[:, -1:]
+        part *= self.inverse
+        part[:, -1:] -= self.mean.transpose(0, 2, 1) @ part[:, :-1]
+        return part.transpose(1, 0, 2)
 
     def select(self, active) -> Self:
-        return replace(self, inverse=self.inverse[self.arrays.to_device(active)])
+        active = self.arrays.to_device(active)
+        return replace(self, inverse=self.inverse[active], mean=self.mean[active])
 
 
 @dataclass(frozen=True)
@@ -69,15 +76,15 @@ class IndependentMetric:
 
 
 def diagonal_metric(
-    arrays: Arrays, sums, n_classes: int, total, strength, scale, *, precision: float
+    arrays: Arrays, sums, column, n_classes: int, total, strength, scale, *, precision: float
 ) -> DiagonalMetric:
-    """Return the metric of the Hessian's diagonal.
+    """Return the metric of the Hessian's diagonal, for features less their mean.
 
     Parameters
     ----------
     arrays : Arrays
         Where all of these live.
-    sums : array of shape (n_problems, n_features + 1)
+    sums, column : arrays of shape (n_problems, n_features + 1)
         See `kernels.independent.diagonal_curvature`.
     n_classes : int
     total, strength : arrays of shape (n_problems,), float64
@@ -87,11 +94,15 @@ def diagonal_metric(
     """
     xp = arrays.xp
     scale = scale[:, :, 0]
+    corner = column[:, -1:]
+    mean = xp.where(corner > 0, column[:, :-1] / xp.where(corner > 0, corner, 1), 0)
+    sums[:, :-1] = xp.maximum(sums[:, :-1] - mean * column[:, :-1], 32 * precision * sums[:, :-1])
+    mean = (mean / scale[:, :-1])[:, :, np.newaxis].astype(sums.dtype)
     curvature = sums / (total * max(n_classes - 1, 1))[:, np.newaxis]
     curvature = xp.maximum(curvature, np.sqrt(precision) * curvature.max(axis=1, keepdims=True))
     curvature[:, :-1] += strength[:, np.newaxis] * scale[:, :-1] ** 2
     inverse = xp.where(curvature > 0, scale**2 / curvature, 0)
-    return DiagonalMetric(arrays, xp.repeat(inverse[:, :, np.newaxis].astype(sums.dtype), n_classes, axis=2))
+    return DiagonalMetric(arrays, xp.repeat(inverse[:, :, np.newaxis].astype(sums.dtype), n_classes, axis=2), mean)
 
 
 def independent_metric(arrays: Arrays, gram, classes, total, strength, scale, *, precision: float) -> IndependentMetric:

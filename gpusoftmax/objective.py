@@ -21,12 +21,14 @@ LARGE_SAMPLE = 8192  # a smaller one costs little, and all of it keeps weights a
 class MetricRows:
     """The rows from which the metric is estimated, and what brings their features to comparable size.
 
-    rows : array of int, ascending; scale : array of shape (n_features,), powers of two.
+    rows : array of int, ascending; scale : array of shape (n_features,), powers of two; rare_squares : array of shape
+    (n_features,), mean squares over all rows of features that are rare over these, else zero; or None.
     """
 
     plan: MetricPlan
     rows: np.ndarray
     scale: np.ndarray
+    rare_squares: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class SoftmaxObjective:
             has_intercept=self.has_intercept,
             precision=self.precision,
             n_passes=len(rows) / self.fused_pass.n_rows,
+            offsets=sums.offsets,
+            rare_squares=sample.rare_squares,
             is_lasting=self.has_lasting_metric,
         )
 

@@ -454,7 +454,7 @@ def _plan_metric(
     class_bytes = 8 * (n_problems + 2) * n_classes**2
     is_small = 2 * sample * n_features * (n_features + n_problems * n_classes) <= SMALL_PASS_FLOPS
     n_lanes = 1 if is_small else min(2, facts.n_threads)
-    spent = n_lanes * (8 * (n_features + 1 + n_problems * n_classes) + row_bytes)
+    spent = n_lanes * (8 * (2 * n_features + 1 + n_problems * n_classes) + row_bytes)
     pays = n_features < (SMALL_METRIC_FEATURES if is_orthogonal else MAX_METRIC_FEATURES)
     is_feature_full = pays and spent + feature_bytes <= budget
     spent += feature_bytes * is_feature_full

@@ -32,6 +32,8 @@ class KroneckerMetric:
         Where all of these live, and gradients.
     features : array of shape (n_features + 1, n_features + 1), or (n_features + 1,) for a diagonal factor
         T, a basis that makes both A and the penalty diagonal, or all but.
+    mean : array of shape (n_features,), or None
+        Where the factor is diagonal, that of the features less these.
     classes : array of shape (n_problems, n_classes, n_classes), or None for the identity
         U, eigenvectors of each B_p, centred over the classes.
     spectrum : Spectrum
@@ -41,6 +43,7 @@ class KroneckerMetric:
 
     arrays: Arrays
     features: np.ndarray
+    mean: np.ndarray | None
     classes: np.ndarray | None
     spectrum: "Spectrum"
     n_passes: float
@@ -63,9 +66,15 @@ class KroneckerMetric:
         return self._features(wide, transpose=False).reshape(gradient.shape).astype(gradient.dtype, copy=False)
 
     def _features(self, wide, transpose: bool):
-        if self.features.ndim == 1:
-            return self.features[:, np.newaxis] * wide
-        return (self.features.T if transpose else self.features) @ wide
+        if self.features.ndim == 2:
+            return (self.features.T if transpose else self.features) @ wide
+        if self.mean is not None and transpose:
+            wide = wide.copy()
+            wide[:-1] -= self.mean[:, np.newaxis] * wide[-1]
+        wide = self.features[:, np.newaxis] * wide
+        if self.mean is not None and not transpose:
+            wide[-1] -= self.mean @ wide[:-1]
+        return wide
 
     def select(self, active) -> Self:
         """Return the metric of the problems in `active`."""
@@ -143,7 +152,19 @@ class Spectrum:
 
 
 def kronecker_metric(
-    arrays: Arrays, gram, classes, weight, strength, scale, *, has_intercept, precision, n_passes, is_lasting=False
+    arrays: Arrays,
+    gram,
+    classes,
+    weight,
+    strength,
+    scale,
+    *,
+    has_intercept,
+    precision,
+    n_passes,
+    offsets=None,
+    rare_squares=None,
+    is_lasting=False,
 ) -> KroneckerMetric:
     """Diagonalise ``B_p ⊗ A + strength_p · R``.
 
@@ -161,6 +182,11 @@ def kronecker_metric(
     precision : float
         Relative rounding error of the sums.
     n_passes : float
+    offsets : array of shape (n_features,), or None
+        Beside a diagonal: the last column of its matrix, without which features far from zero would seem independent
+        of the intercept.
+    rare_squares : array of shape (n_features,), or None
+        Mean squares of features, not scaled, of which the rows summed tell too little; zero for others.
     is_lasting : bool
         Whether it will be `adapted`: only the eigenproblem's answer serves every strength.
 
@@ -185,13 +211,20 @@ def kronecker_metric(
     positive = strength[strength > 0]
     reference = float(np.exp(np.log(positive).mean())) if len(positive) else 0.0
     penalty = np.append(reference * scale**2, 0.0)
+    resolution, mean = max(32 * precision, 1e-11), None
+    if offsets is not None and has_intercept:
+        mean = offsets / max(corner, tiny)
+        gram[:-1] = arrays.xp.maximum(gram[:-1] - mean * offsets, resolution * gram[:-1])
+        mean /= arrays.to_device(scale, gram.dtype)
+    if rare_squares is not None:
+        diagonal = gram if gram.ndim == 1 else gram.reshape(-1)[:: len(gram) + 1]
+        diagonal[:-1] += arrays.to_device(corner * rare_squares * scale**2, gram.dtype)
     gram *= level / max(corner, tiny)
     if gram.ndim == 2 and not has_intercept:  # else the inverse would be that of the Schur complement
         gram[-1, :-1] = gram[:-1, -1] = 0
     sigma = np.maximum(sigma, tiny) / level
     ratio = strength[:, np.newaxis] / (sigma if U is None else sigma[:, :-1])  # the last moves all classes alike
     is_alike = ratio.size == 0 or ratio.max() <= ALIKE * ratio.min()
-    resolution = max(32 * precision, 1e-11)
     T, share = _feature_basis(arrays, gram, penalty, resolution, is_alike and not is_lasting)
     units = arrays.to_device(np.append(scale, float(has_intercept)), gram.dtype)
     T *= units if T.ndim == 1 else units[:, np.newaxis]
@@ -205,7 +238,7 @@ def kronecker_metric(
         resolution=resolution,
         strength=strength,
     )
-    return KroneckerMetric(arrays, T, None if U is None else arrays.to_device(U, gram.dtype), spectrum, n_passes)
+    return KroneckerMetric(arrays, T, mean, None if U is None else arrays.to_device(U, gram.dtype), spectrum, n_passes)
 
 
 def _feature_basis(arrays: Arrays, A, penalty, ridge, is_alike):

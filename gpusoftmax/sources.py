@@ -12,6 +12,7 @@ import numpy as np
 from gpusoftmax.arrays import Arrays
 
 Rows = slice | np.ndarray
+RARE_ROWS = 20  # of a sample: too few to tell a feature's curvature
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,37 @@ def feature_range(
         xp.minimum(low, X.min(axis=0), out=low)
         xp.maximum(high, X.max(axis=0), out=high)
     return arrays.to_host(low), arrays.to_host(high)
+
+
+def rare_squares(
+    source: ArraySource, rows: np.ndarray, low: np.ndarray, high: np.ndarray, arrays: Arrays, budget_bytes: int
+) -> np.ndarray | None:
+    """Return the mean square over all rows of each feature that is rare over `rows`, zero for others; None for none.
+
+    Rare are features that are constant there, between `low` and `high`, or whose squares a few rows could hold:
+    indicators, of which a sample may have hardly any.
+    """
+    if len(rows) == source.n_rows:
+        return None
+    squares = _mean_squares(source, rows, slice(None), arrays, budget_bytes)
+    largest = np.maximum(np.abs(low), np.abs(high))
+    rare = np.flatnonzero((low == high) | (squares * len(rows) <= RARE_ROWS * largest**2))
+    if not rare.size:
+        return None
+    result = np.zeros(source.n_features)
+    result[rare] = _mean_squares(source, range(source.n_rows), rare, arrays, budget_bytes)
+    return result
+
+
+def _mean_squares(source: ArraySource, rows, features, arrays: Arrays, budget_bytes: int) -> np.ndarray:
+    """Return the mean squares of some features over rows, an array of indices or a range."""
+    total, step = 0.0, max(1, min(1024, budget_bytes // (2 * source.n_features * source.dtype.itemsize)))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        X = source.features(slice(some.start, some.stop) if isinstance(some, range) else arrays.to_device(some))
+        X = X[:, features] if isinstance(features, slice) else X[:, arrays.to_device(features)]
+        total = total + arrays.xp.einsum("nd,nd->d", X, X).astype(np.float64)
+    return arrays.to_host(total) / len(rows)
 
 
 def weight_per_class(

@@ -18,7 +18,7 @@ from gpusoftmax.solvers.base import NOTHING_KNOWN, Callback, Known, Progress, So
 from gpusoftmax.solvers.continuation import Trail
 from gpusoftmax.solvers.ladder import after, climb
 from gpusoftmax.solvers.lbfgs import LBFGS
-from gpusoftmax.sources import ArraySource, feature_range, sample_rows, weight_per_class
+from gpusoftmax.sources import ArraySource, feature_range, rare_squares, sample_rows, weight_per_class
 
 DEFAULT_RANGE_BYTES = 2 << 20
 OFFSET_RATIO = 32  # a feature is centred where its offset exceeds its half range by this: float32 would lose 5 bits
@@ -317,19 +317,22 @@ def bind(training: Training, source: ArraySource, backend: Backend, *, is_path: 
 
     Where features outnumber rows, what is bound are coordinates in the span of the rows.
     """
-    source, budget_bytes = backend.place(source), training.budget_bytes
-    low, high = feature_range(source, _metric_rows(training, source), backend, budget_bytes or DEFAULT_RANGE_BYTES)
+    source, range_bytes = backend.place(source), training.budget_bytes or DEFAULT_RANGE_BYTES
+    rows = _metric_rows(training, source, backend)
+    low, high = feature_range(source, rows, backend, range_bytes)
     center = find_center(low, high) if training.has_intercept else None
     if center is not None:
         source = replace(source, center=backend.to_device(center))
         low, high = low - center, high - center
+    sample = rows, feature_scale(low, high), rare_squares(source, rows, low, high, backend, range_bytes)
     found = _find_row_space(training, source, backend)
     if found is None:
-        return replace(_bind(training, source, backend, low, high, is_path=is_path), center=center)
+        return replace(_bind(training, source, backend, sample, is_path=is_path), center=center)
     space, coordinates, training = found
-    whole = _bind(training, source, backend, low, high)
-    low, high = feature_range(coordinates, np.arange(source.n_rows), backend, DEFAULT_RANGE_BYTES)
-    bound = _bind(training, coordinates, backend, low, high, is_path=is_path, is_orthogonal=True)
+    whole = _bind(training, source, backend, sample)
+    rows = np.arange(source.n_rows)
+    sample = rows, feature_scale(*feature_range(coordinates, rows, backend, range_bytes)), None
+    bound = _bind(training, coordinates, backend, sample, is_path=is_path, is_orthogonal=True)
     return SpannedBound(**vars(bound) | {"center": center}, whole=whole, space=space)
 
 
@@ -352,9 +355,9 @@ def _find_row_space(training: Training, source: ArraySource, backend: Backend):
 
 
 def _bind(
-    training: Training, source: ArraySource, backend: Backend, low, high, *, is_path=False, is_orthogonal=False
+    training: Training, source: ArraySource, backend: Backend, sample: tuple, *, is_path=False, is_orthogonal=False
 ) -> Bound:
-    """Bind to rows whose features, once centred, lie between `low` and `high`."""
+    """Bind to rows, of which `sample` is what `MetricRows` knows beside a plan."""
     n_problems = len(training.C)
     plan, metric_plan = plan_fit(
         *(source.n_rows, source.n_features, n_problems, training.n_classes, source.dtype, backend.facts()),
@@ -379,7 +382,7 @@ def _bind(
         backend,
         [*fused_pass.cheaper(training.precision), fused_pass],
         total,
-        MetricRows(metric_plan, _metric_rows(training, source), feature_scale(low, high)),
+        MetricRows(metric_plan, *sample),
         None,
         first_params,
         first_value,
@@ -387,8 +390,16 @@ def _bind(
     )
 
 
-def _metric_rows(training: Training, source: ArraySource) -> np.ndarray:
-    return sample_rows(source.n_rows, metric_sample(source.n_rows, source.n_features), training.seed)
+def _metric_rows(training: Training, source: ArraySource, backend: Backend) -> np.ndarray:
+    """Return the rows from which the metric is estimated, of those that weigh anything."""
+    n_sample = metric_sample(source.n_rows, source.n_features)
+    if source.weights is None or n_sample == source.n_rows:
+        return sample_rows(source.n_rows, n_sample, training.seed)
+    weighs = backend.to_host((source.weights > 0).any(axis=1))
+    n_weighing = int(weighs.sum())
+    if not 0 < n_weighing < source.n_rows / 2:
+        return sample_rows(source.n_rows, n_sample, training.seed)
+    return np.flatnonzero(weighs)[sample_rows(n_weighing, n_sample, training.seed)]
 
 
 def find_center(low: np.ndarray, high: np.ndarray) -> np.ndarray | None:

@@ -16,16 +16,22 @@ def softmax(xp, z) -> None:
 
 
 class CurvatureSums:
-    """Running sums for the metric; see `kernels.reference.curvature`. A diagonal factor keeps its diagonal only."""
+    """Running sums for the metric; see `kernels.reference.curvature`.
+
+    A diagonal factor keeps the diagonal and, as `offsets` (n_features,), what stands beside it in the last column.
+    """
 
     def __init__(self, xp, n_features: int, n_problems: int, n_classes: int, plan: MetricPlan):
         self.xp = xp
         self.gram = xp.zeros((n_features + 1,) * (2 if plan.is_feature_full else 1), plan.dtype)
+        self.offsets = None if plan.is_feature_full else xp.zeros(n_features, plan.dtype)
         self.classes = xp.zeros((n_problems, n_classes) + ((n_classes,) if plan.is_class_full else ()))
         self.weight = xp.zeros(n_problems)
 
     def add(self, other: "CurvatureSums") -> None:
         self.gram += other.gram
+        if self.offsets is not None:
+            self.offsets += other.offsets
         self.classes += other.classes
         self.weight += other.weight
 
@@ -53,7 +59,7 @@ def curvature(X, weights, params, scale, sums: CurvatureSums) -> None:
     root = xp.sqrt(xp.maximum(trace, 0))
     scaled = X * scale.astype(y.dtype)
     scaled *= root[:, np.newaxis]
-    if sums.gram.ndim == 2:
+    if sums.offsets is None:
         sums.gram[:-1, :-1] += scaled.T @ scaled
         sums.gram[-1, :-1] += root @ scaled
         sums.gram[:-1, -1] = sums.gram[-1, :-1]
@@ -61,3 +67,4 @@ def curvature(X, weights, params, scale, sums: CurvatureSums) -> None:
     else:
         sums.gram[:-1] += xp.einsum("nd,nd->d", scaled, scaled)
         sums.gram[-1] += root @ root
+        sums.offsets += root @ scaled

@@ -125,10 +125,11 @@ def trace(rows: IndependentRows, y):
 
 
 def diagonal_curvature(rows: IndependentRows, params, scale):
-    """Return the diagonals of what `curvature` calls grams, (n_problems, n_features + 1)."""
-    squares = rows.X * scale
-    squares *= squares
-    return (squares @ trace(rows, probabilities(rows, params))[:, :, np.newaxis])[:, :, 0]
+    """Return the diagonals and the last columns of what `curvature` calls grams, (n_problems, n_features + 1) each."""
+    shares, scaled = trace(rows, probabilities(rows, params))[:, :, np.newaxis], rows.X * scale
+    column = (scaled @ shares)[:, :, 0]
+    scaled *= scaled
+    return (scaled @ shares)[:, :, 0], column
 
 
 def curvature(rows: IndependentRows, params, scale):
