@@ -87,13 +87,14 @@ def test_curvature_equals_the_reference(weighted):
     scale = np.array([1.0, 0.5, 2.0, 1.0, 1.0])
     W, scales = np.ascontiguousarray(params.transpose(1, 0, 2)), np.tile(scale[:, np.newaxis], (P, 1, 1))
     gram, classes = independent.curvature(rows, W, scales)
-    diagonal = independent.diagonal_curvature(rows, W, scales)
+    diagonal, column = independent.diagonal_curvature(rows, W, scales)
     for p in range(P):
         X, _, weights = alone(rows, p)
         expected = reference.curvature(X, weights, params[:, [p]])
         assert_close(gram[p], scale * expected[0] * scale[:, np.newaxis], 1e-13)
         assert_close(classes[p], expected[1][0], 1e-13)
         assert_close(diagonal[p], np.diagonal(gram[p]), 1e-13)
+        assert_close(column[p], gram[p][:, -1], 1e-13)
 
 
 def test_gradient_is_that_of_the_value():

@@ -60,15 +60,21 @@ def test_it_inverts_the_hessian_where_classes_are_alike():
         assert_close(A @ d[:, p] @ (classes[p] / total[p]) + STRENGTH[p] * R @ d[:, p], g[:, p], 1e-7)
 
 
-def test_a_diagonal_metric_inverts_the_mean_diagonal():
+def test_a_diagonal_metric_inverts_the_mean_diagonal_of_centred_features():
     gram, _, total = made()
-    sums = np.diagonal(gram, axis1=1, axis2=2)
-    scale = scales(2.0, 1, 0.5, 1, 1)
-    scaled = sums * scale[:, :, 0] ** 2
-    d = diagonal_metric(NumpyBackend(), scaled, K, total, STRENGTH, scale, precision=2e-16).apply(gradients())
-    hessian = sums / (total * (K - 1))[:, np.newaxis]
+    corner, mean = gram[:, -1:, -1], gram[:, :-1, -1] / gram[:, -1:, -1]
+    squares = np.diagonal(gram, axis1=1, axis2=2).copy()
+    hessian = squares / (total * (K - 1))[:, np.newaxis]
+    hessian[:, :-1] -= mean**2 * corner / (total * (K - 1))[:, np.newaxis]
     hessian[:, :-1] += STRENGTH[:, np.newaxis]
-    assert_close(d, gradients() / hessian.T[:, :, np.newaxis], 1e-13)
+    scale = scales(2.0, 1, 0.5, 1, 1)
+    scaled = squares * scale[:, :, 0] ** 2, gram[:, :, -1] * scale[:, :, 0]
+    d = diagonal_metric(NumpyBackend(), *scaled, K, total, STRENGTH, scale, precision=2e-16).apply(gradients())
+    for p in range(P):
+        to_centred = np.eye(D + 1)
+        to_centred[:-1, -1] = -mean[p]
+        dense = to_centred.T @ np.diag(1 / hessian[p]) @ to_centred
+        assert_close(d[:, p], dense @ gradients()[:, p], 1e-13)
 
 
 @pytest.mark.parametrize("make", ["diagonal", "full"])
@@ -77,8 +83,8 @@ def test_without_an_intercept_it_has_no_step(make):
     gram[:, -1] = gram[:, :, -1] = 0
     scale = scales(1, 1, 1, 1, 0.0)
     if make == "diagonal":
-        sums = np.diagonal(gram, axis1=1, axis2=2)
-        metric = diagonal_metric(NumpyBackend(), sums, K, total, STRENGTH, scale, precision=2e-16)
+        sums = np.diagonal(gram, axis1=1, axis2=2).copy()
+        metric = diagonal_metric(NumpyBackend(), sums, gram[:, -1], K, total, STRENGTH, scale, precision=2e-16)
     else:
         metric = independent_metric(NumpyBackend(), gram, classes, total, STRENGTH, scale, precision=2e-16)
     d = metric.apply(gradients())

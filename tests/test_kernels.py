@@ -417,6 +417,8 @@ class TestCurvature:
         gram, classes = reference.curvature(data.X * scale, data.full_weights(), same_logits)
         size = np.abs(gram).max() + shape[0]
         assert_close(sums.gram, gram if is_feature_full else np.diagonal(gram), ROUNDING[dtype], scale=size)
+        if not is_feature_full:
+            assert_close(sums.offsets, gram[:-1, -1], ROUNDING[dtype], scale=size)
         diagonals = np.diagonal(classes, axis1=1, axis2=2)
         assert_close(sums.classes, classes if is_class_full else diagonals, ROUNDING[dtype], scale=2 * shape[0])
         assert_close(sums.weight, data.full_weights().sum(axis=0), 1e-15)

@@ -292,7 +292,9 @@ class TestPlanFit:
         held = CurvatureSums(np, min(n_features, 1500), n_problems, min(n_classes, 300), metric)
         if n_features <= 1500 and n_classes <= 300:
             rows = metric.block_rows * (n_features + n_problems * n_classes) * dtype.itemsize
-            assert held.gram.nbytes + held.classes.nbytes + held.weight.nbytes + rows <= metric.workspace_bytes
+            sums = held.gram.nbytes + held.classes.nbytes + held.weight.nbytes
+            sums += 0 if held.offsets is None else held.offsets.nbytes
+            assert sums + rows <= metric.workspace_bytes
 
     def test_factors_too_large_for_the_budget_are_diagonal(self):
         sizes = (10_000, 400, 1, 100, FLOAT64)

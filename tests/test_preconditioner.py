@@ -226,6 +226,65 @@ class TestProperties:
         assert_close(chosen.apply(gradient[:, kept]), metric.apply(gradient)[:, kept], 1e-13)
 
 
+class TestOffsets:
+    """Beside a diagonal: features far from zero are not independent of the intercept."""
+
+    @pytest.mark.parametrize("strength", STRENGTHS.values(), ids=STRENGTHS)
+    @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+    def test_exact_where_features_less_their_means_are_uncorrelated(self, strength, dtype):
+        X = np.linalg.qr(np.append(np.ones((40, 1)), np.random.default_rng(0).normal(size=(40, N_FEATURES)), axis=1))[0]
+        X = 6 * X[:, 1:] * [1, 2, 0.5, 3] + [0, 5, -10, 30]
+        scale = np.array([1.0, 2.0, 0.5, 0.25])
+        scaled = np.append(X * scale, np.ones((40, 1)), axis=1)
+        gram, (_, classes, weight) = scaled.T @ scaled, curvature(scale)
+        precision = float(np.finfo(dtype).eps)
+        options = {"has_intercept": True, "precision": precision, "n_passes": 0.5}
+        sums = classes, weight, strength, scale
+        full = kronecker_metric(NumpyBackend(), gram.astype(dtype), *sums, is_lasting=True, **options)
+        diagonal, offsets = gram.diagonal().astype(dtype), gram[:-1, -1].astype(dtype)
+        metric = kronecker_metric(NumpyBackend(), diagonal, *sums, offsets=offsets, **options)
+        g = centred_gradient().astype(dtype)
+        assert_close(metric.apply(g), full.apply(g), 2e-2 if dtype == FLOAT32 else 1e-7)
+        plain = kronecker_metric(NumpyBackend(), gram.diagonal().astype(dtype), *sums, **options)
+        assert abs(plain.apply(g) - full.apply(g)).max() > 0.1 * abs(full.apply(g)).max()
+
+    def test_are_nothing_without_an_intercept(self):
+        gram, classes, weight = curvature(np.ones(N_FEATURES))
+        sums = classes, weight, np.full(N_PROBLEMS, 0.1), np.ones(N_FEATURES)
+        options = {"has_intercept": False, "precision": 2e-16, "n_passes": 0.5}
+        metric = kronecker_metric(NumpyBackend(), gram.diagonal().copy(), *sums, offsets=gram[:-1, -1], **options)
+        plain = kronecker_metric(NumpyBackend(), gram.diagonal().copy(), *sums, **options)
+        np.testing.assert_array_equal(metric.apply(centred_gradient()), plain.apply(centred_gradient()))
+
+    def test_a_constant_feature_is_no_division_by_zero(self):
+        gram, classes, weight = curvature(np.ones(N_FEATURES))
+        gram[1] = gram[:, 1] = 3 * gram[-1]
+        gram[1, 1] = 9 * gram[-1, -1]
+        sums = classes, weight, np.zeros(N_PROBLEMS), np.ones(N_FEATURES)
+        options = {"has_intercept": True, "precision": 2e-16, "n_passes": 0.5}
+        metric = kronecker_metric(NumpyBackend(), gram.diagonal().copy(), *sums, offsets=gram[:-1, -1], **options)
+        step, g = metric.apply(centred_gradient()), centred_gradient()
+        assert np.isfinite(step).all()
+        assert ((step * g).sum(axis=(0, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("diagonal_features", [False, True])
+def test_mean_squares_of_rare_features_are_added(diagonal_features):
+    scale, rare = np.array([1.0, 4.0, 1.0, 0.5]), np.array([0.0, 0.3, 0.0, 2.0])
+    options = {"diagonal_features": diagonal_features}
+    metric = made_metric(STRENGTHS["each its own"], scale, rare_squares=rare, **options)
+    gram, classes, weight = curvature(scale)
+    gram[np.arange(N_FEATURES), np.arange(N_FEATURES)] += gram[-1, -1] * rare * scale**2
+    gram = gram.diagonal().copy() if diagonal_features else gram
+    expected = kronecker_metric(
+        *(NumpyBackend(), gram, classes, weight, STRENGTHS["each its own"], scale),
+        has_intercept=True,
+        precision=np.finfo(FLOAT64).eps,
+        n_passes=0.5,
+    )
+    assert_close(metric.apply(centred_gradient()), expected.apply(centred_gradient()), 1e-12)
+
+
 class TestExtremes:
     @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
     @pytest.mark.parametrize("strength", [1e-30, 1e-9, 1.0, 1e12])

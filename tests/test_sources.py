@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from oracle import FLOAT32, FLOAT64, assert_close, make_data, one_hot, summed_losses
 
 from gpusoftmax.backends.cpu import NumpyBackend
-from gpusoftmax.sources import ArraySource, compute_dtype, feature_range, sample_rows, weight_per_class
+from gpusoftmax.sources import ArraySource, compute_dtype, feature_range, rare_squares, sample_rows, weight_per_class
 
 N_ROWS, N_FEATURES = 23, 5
 
@@ -270,6 +270,39 @@ class TestFeatureRange:
         low, high = feature_range(source_of(X, center=np.full(5, 3.0)), np.arange(N_ROWS), NumpyBackend(), 7)
         np.testing.assert_array_equal(low, X.min(axis=0) - 3)
         np.testing.assert_array_equal(high, X.max(axis=0) - 3)
+
+
+class TestRareSquares:
+    def rare(self, X, rows, **options):
+        source = ArraySource(X, np.zeros(len(X), int), None, X.dtype, **options)
+        low, high = feature_range(source, rows, NumpyBackend(), 1 << 20)
+        return rare_squares(source, rows, low, high, NumpyBackend(), 1 << 14)
+
+    @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+    def test_are_those_of_features_that_few_sampled_rows_hold(self, dtype):
+        X = np.random.default_rng(0).normal(size=(5000, 7)).astype(dtype)
+        X[:, 1], X[:, 2], X[:, 3], X[:, 4] = 0, 0, -0.25, 5
+        X[7, 1] = X[8, 1] = 3  # in the sample twice
+        X[4001, 2] = 7  # not in the sample
+        X[4500, 3] = 4  # nor this
+        X[::200, 5] = 50  # in the sample five times, each as large as hundreds of others
+        squares = self.rare(X, np.arange(1000))
+        expected = (X.astype(float) ** 2).mean(axis=0)
+        expected[[0, 6]] = 0
+        assert_close(squares, expected, 1e-6)
+
+    def test_are_of_centred_features(self):
+        X = np.random.default_rng(0).normal(size=(5000, 2)) + 1000
+        X[:, 1] = 1000
+        X[4001, 1] = 1007
+        squares = self.rare(X, np.arange(1000), center=np.array([1000.0, 1000.0]))
+        assert_close(squares, np.array([0, 49 / 5000]), 1e-12)
+
+    def test_are_none_where_none_are_rare_or_no_row_is_left_out(self):
+        X = np.random.default_rng(0).normal(size=(5000, 3))
+        assert self.rare(X, np.arange(1000)) is None
+        X[:, 1] = 0
+        assert self.rare(X, np.arange(5000)) is None
 
 
 class TestWeightPerClass:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from oracle import FLOAT32, FLOAT64, assert_close, make_data
 
+import gpusoftmax as gs
 from gpusoftmax.backends.cpu import NumpyBackend
 from gpusoftmax.kernels import reference
+from gpusoftmax.solvers.base import Status
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.sources import ArraySource
 from gpusoftmax.training import Training, feature_scale, find_center, start_intercept, train
@@ -121,6 +123,45 @@ def test_metric_is_scaled_by_the_spread_of_centred_features(monkeypatch):
     (low, high), (plain_low, plain_high) = ranges
     assert_close(high - low, plain_high - plain_low, 1e-12)
     assert np.abs([low, high]).max() < 10
+
+
+class TestMetricRows:
+    """Beyond 20,000 rows the metric is estimated from a sample."""
+
+    @pytest.fixture(autouse=True)
+    def small_sample(self, monkeypatch):
+        monkeypatch.setattr("gpusoftmax.plan.METRIC_ROWS", 500)
+
+    def test_features_that_the_sample_misses_cost_few_passes(self):
+        rng, n = np.random.default_rng(0), 8000
+        X, rare = np.zeros((n, 60)), rng.choice(n, 150, replace=False)
+        X[:, :10] = rng.normal(size=(n, 10))
+        X[rare, rng.integers(10, 60, 150)] = 1
+        y = (X @ rng.normal(size=(60, 3)) + rng.gumbel(size=(n, 3))).argmax(axis=1)
+        clf = gs.SoftmaxRegression(C=1e4).fit(X, y)
+        assert clf.status_ is Status.CONVERGED
+        assert clf.n_passes_ < 100
+
+    def test_rows_that_weigh_nothing_are_no_part_of_it(self):
+        rng, n = np.random.default_rng(0), 8000
+        X, weights = rng.normal(size=(n, 5)), np.zeros(n)
+        y = (X @ rng.normal(size=(5, 3)) + rng.gumbel(size=(n, 3))).argmax(axis=1)
+        chosen = rng.choice(n, 60, replace=False)
+        weights[chosen] = 1
+        clf = gs.SoftmaxRegression(C=1e3, tol=1e-7).fit(X, y, weights)
+        alone = gs.SoftmaxRegression(C=1e3, tol=1e-7).fit(X[chosen], y[chosen])
+        assert clf.status_ is Status.CONVERGED
+        assert_close(clf.coef_, alone.coef_, 1e-4)
+        assert clf.n_passes_ < 1.2 * alone.n_passes_
+
+    def test_offsets_cost_no_passes_where_it_is_diagonal(self, monkeypatch):
+        monkeypatch.setattr("gpusoftmax.plan.MAX_METRIC_FEATURES", 10)
+        data = make_data(300, 20, 1, 3)
+        plain, _ = fit(data, tol=1e-6)
+        shifted, center = fit(replace(data, X=data.X + np.linspace(0, 16, 20)), tol=1e-6)
+        assert center is None
+        assert abs(shifted.n_passes - plain.n_passes) <= 3
+        assert_close(shifted.value, plain.value, 1e-9)
 
 
 def test_strength_is_the_inverse_of_c_times_the_total_weight():
