@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # type checkers and editors read these; at run time `__getatt
     from gpusoftmax.evaluation import Evaluation as Evaluation
     from gpusoftmax.evaluation import evaluate as evaluate
     from gpusoftmax.exceptions import ConvergenceWarning as ConvergenceWarning
+    from gpusoftmax.exceptions import DeviceError as DeviceError
     from gpusoftmax.exceptions import ModelFileError as ModelFileError
     from gpusoftmax.exceptions import NonFiniteError as NonFiniteError
     from gpusoftmax.exceptions import WorkspaceError as WorkspaceError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # type checkers and editors read these; at run time `__getatt
 
 _HOMES = {  # public name: the module that holds it
     "ConvergenceWarning": "exceptions",
+    "DeviceError": "exceptions",
     "EarlyStopping": "early_stopping",
     "Evaluation": "evaluation",
     "History": "callbacks",

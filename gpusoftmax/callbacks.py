@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from gpusoftmax.frames import to_table
 from gpusoftmax.solvers.base import Progress
 
 STEP = "lbfgs-iter"  # what scikit-learn's LogisticRegression calls its tasks
@@ -47,9 +48,7 @@ class History:
 
     def to_frame(self):
         """Return a pandas DataFrame with a row for each evaluation."""
-        import pandas as pd
-
-        return pd.DataFrame({name: values for name, values in vars(self).items() if values is not None})
+        return to_table({name: values for name, values in vars(self).items() if values is not None})
 
 
 class Recorder:

@@ -79,7 +79,7 @@ class SoftmaxRegressionCV(SoftmaxRegression):
         Coefficients, then the intercept if there is one; one row for two classes.
     n_iter_ : array of shape (n_folds, 1, n_Cs)
         Steps taken from the neighbouring strength's solution.
-    coef_, intercept_, classes_, n_features_in_, feature_names_in_ : see `SoftmaxRegression`
+    coef_, intercept_, classes_, temperature_, n_features_in_, feature_names_in_ : see `SoftmaxRegression`
     status_, objective_, gradient_norm_, n_passes_, history_ : see `SoftmaxRegression`
         Of the fit to all rows; None with ``refit=False``.
 

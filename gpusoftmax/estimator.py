@@ -58,8 +58,9 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     label_smoothing : float in [0, 1), default=0.0
         Targets become ``(1 - label_smoothing) · t + label_smoothing / n_classes``.
     tol : float, default=1e-4
-        The fit ends when the largest absolute entry of the gradient is at most `tol` and the objective is estimated to
-        lie within a relative ``3e-4 · tol`` of its minimum.
+        The fit ends when the largest absolute entry of the gradient, of centred features where they were centred, is at
+        most `tol` and f is estimated to lie within ``3e-4 · tol · max(f, tol)`` of its minimum: a relative distance
+        for f above `tol`, an absolute one below. A smaller `tol` tells more where hardly any penalty lets f go to zero.
     max_iter : int, default=1000
     warm_start : bool, default=False
         Start from the coefficients of the previous fit, unless the objective is lower with none.
@@ -97,7 +98,8 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     objective_ : float
         f at the solution.
     gradient_norm_ : float
-        Largest absolute entry of the gradient of f at the solution.
+        Largest absolute entry of the gradient of f at the solution, with respect to coefficients of centred features
+        where they were centred for precision.
     history_ : History or None
         Passes, objective, gradient and seconds after each evaluation. None for a model out of a sweep, `fit_many` or a
         file.

@@ -1,6 +1,24 @@
-"""Predictions as data frames of pandas, polars and pyarrow, each of them imported by the function that needs it."""
+"""Data frames: predictions in those of pandas, polars and pyarrow, tables in that of pandas.
+
+Each library is imported by the function that needs it.
+"""
 
 import numpy as np
+
+
+def to_table(columns: dict):
+    """Return the pandas DataFrame of some columns, (n_rows,) each.
+
+    Raises
+    ------
+    ImportError
+        There is no pandas.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError("to_frame needs pandas: pip install pandas") from error
+    return pd.DataFrame(columns)
 
 
 def as_frame(values: np.ndarray, library: str, X, classes: np.ndarray):

@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from gpusoftmax.backends.base import Backend
 from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.estimator import SoftmaxRegression
+from gpusoftmax.frames import to_table
 from gpusoftmax.independent import IndependentObjective
 from gpusoftmax.independent_row_space import feature_ranges, minimize_in_spans
 from gpusoftmax.kernels.independent import IndependentRows
@@ -105,11 +106,9 @@ class ManyFits:
 
     def to_frame(self):
         """Return how each problem ended as a pandas DataFrame."""
-        import pandas as pd
-
         names = ("status", "n_iter", "n_passes", "objective", "gradient_norm")
         columns = {name: getattr(self, name) for name in names}
-        return pd.DataFrame(columns | {"status": [str(status) for status in self.status]})
+        return to_table(columns | {"status": [str(status) for status in self.status]})
 
 
 def fit_many(

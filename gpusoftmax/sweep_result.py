@@ -8,6 +8,7 @@ from sklearn.base import clone
 
 from gpusoftmax.encoding import Code
 from gpusoftmax.estimator import SoftmaxRegression
+from gpusoftmax.frames import to_table
 from gpusoftmax.problems import Problems
 from gpusoftmax.solvers.base import Solution, Status
 
@@ -161,10 +162,8 @@ class SweepResult:
 
     def to_frame(self):
         """Return a pandas DataFrame, one row a problem."""
-        import pandas as pd
-
         problems = self.problems
-        return pd.DataFrame(
+        return to_table(
             {
                 "C": problems.C,
                 "fold": problems.fold,

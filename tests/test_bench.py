@@ -237,6 +237,18 @@ def test_a_sweep_that_is_stopped_is_compared_on_what_it_did(sweep_rows):
     assert [report.times(row) for row in rows] == ["1.0", "4.0 (first 4)", "1.0 (first 2)"]
 
 
+def test_ours_is_set_against_the_faster_loop_that_did_as_many_problems():
+    def rows(n_compared, **seconds):
+        loops = {"two": libraries.LOOP, "one": libraries.LOOP_ON_ONE_THREAD, "ours": libraries.TO_TARGETS}
+        return {loops[key].name: {"seconds": value, "n_compared": n_compared} for key, value in seconds.items()}
+
+    assert report.ahead_of_loops(rows(6, two=8, one=4, ours=2)) == 2
+    assert report.ahead_of_loops(rows(6, two=3, one=4, ours=2)) == 1.5
+    assert report.ahead_of_loops(rows(6, two=8, ours=2) | rows(4, one=4)) == 4
+    assert np.isnan(report.ahead_of_loops(rows(6, two=8, one=4)))
+    assert np.isnan(report.ahead_of_loops(rows(6, ours=2)))
+
+
 def test_ours_is_timed_on_the_same_problems_alone(monkeypatch):
     swept = []
     together = SimpleNamespace(sweep=lambda grid: swept.append(grid) or iter([[None] * len(grid)]))

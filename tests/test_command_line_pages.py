@@ -31,7 +31,7 @@ def section(text, title):
 
 
 def test_four_commands_of_the_readme_end_in_a_saved_evaluated_model_and_a_report(tmp_path):
-    make, install, *lines = commands(section((ROOT / "README.md").read_text(), "From a CSV to a model"))
+    install, make, *lines = commands(section((ROOT / "README.md").read_text(), "From a CSV to a model"))
     extras = re.fullmatch(r"pip install '\.\[(.*)\]'", install).group(1).split(",")
     assert set(extras) <= set(PROJECT["optional-dependencies"])
     assert len([install, *lines]) == 4

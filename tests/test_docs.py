@@ -1,6 +1,8 @@
 """What the pages promise: docstrings that read as numpydoc, links that lead somewhere, tables that are complete."""
 
+import builtins
 import inspect
+import pydoc
 import re
 import runpy
 import tomllib
@@ -8,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import sklearn.exceptions
 from sklearn.linear_model import LogisticRegression
 
 import gpusoftmax
@@ -59,6 +62,13 @@ def faults(name):
 @pytest.mark.parametrize("name", sorted(set(public_names())))
 def test_public_docstrings_are_numpydoc(name):
     assert faults(name) == []
+
+
+def test_errors_that_docstrings_name_are_public():
+    docstrings = [pydoc.locate(name).__doc__ or "" for name in public_names()]
+    named = {word for text in docstrings for word in re.findall(r"\b[A-Z]\w+(?:Error|Warning)\b", text)}
+    assert len(named) >= 10
+    assert named <= {*vars(builtins), *vars(sklearn.exceptions), *gpusoftmax.__all__}
 
 
 def undocumented(x):

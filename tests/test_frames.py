@@ -20,7 +20,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from gpusoftmax import EarlyStopping, SoftmaxRegression, SoftmaxRegressionCV, evaluate, load_model, save_model
+from gpusoftmax import (
+    EarlyStopping,
+    SoftmaxRegression,
+    SoftmaxRegressionCV,
+    evaluate,
+    fit_many,
+    load_model,
+    save_model,
+    sweep,
+)
 from gpusoftmax.frames import as_frame
 
 TYPES = {"pandas": pd.DataFrame, "polars": pl.DataFrame, "pyarrow": pa.Table}
@@ -168,6 +177,22 @@ def test_a_missing_library_is_named(library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=rf"frames of {library}, which is not installed: pip install {library}, or"):
         clf.predict_proba(X)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda: SoftmaxRegression().fit(X, Y).history_,
+        lambda: sweep(X, Y, Cs=[1.0]),
+        lambda: fit_many([X], [Y]),
+    ],
+    ids=["history", "sweep", "many"],
+)
+def test_tables_say_that_they_need_pandas(result, monkeypatch):
+    result = result()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"^to_frame needs pandas: pip install pandas$"):
+        result.to_frame()
 
 
 def test_results_of_torch_and_of_a_device_come_to_the_host():

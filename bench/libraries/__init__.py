@@ -18,6 +18,7 @@ OURS, SCIKIT_LEARN, PYTORCH, GEMMS, READ = Ours(), ScikitLearn(), PyTorch(), Two
 ONE_THREAD = ScikitLearn("scikit-learn, 1 thread", limit=1)
 COMPILED = PyTorch("PyTorch compiled", is_compiled=True)
 TOGETHER, TO_TARGETS, LOOP = OursTogether(), OursToTargets(), ScikitLearnLoop()
+LOOP_ON_ONE_THREAD = ScikitLearnLoop("scikit-learn, 1 thread", limit=1)
 
 PASS: tuple[PassLibrary, ...] = (
     OURS,
@@ -51,7 +52,7 @@ SWEEP: tuple[SweepLibrary, ...] = (
     OursOneByOne(),
     LOOP,
     TO_TARGETS,
-    ScikitLearnLoop("scikit-learn, 1 thread", limit=1),
+    LOOP_ON_ONE_THREAD,
     ScikitLearnLoop("scikit-learn, 1 thread, tol=1e-6", limit=1, tol=1e-6),
     ScikitLearnCV(),
     OursTogether("gpusoftmax CUDA", "cuda"),
