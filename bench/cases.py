@@ -186,7 +186,11 @@ PASS = (
     *(Case("random", *SHAPES[i], dtype="float64") for i in (0, 1, 3, 4)),
     *(Case("random", *SHAPES[i], is_soft=True) for i in (0, 1, 3, 4, 5)),
 )
-FIT = (*(Case(name) for name in ("digits", "letters", "mnist10k", "fashion_mnist")), Case("teacher", *SHAPES[3]))
+FIT = (
+    *(Case(name) for name in ("digits", "letters", "mnist10k", "fashion_mnist")),
+    Case("teacher", *SHAPES[3]),
+    Case("teacher", 1000, 10_000, 10),
+)
 MEMORY_OF_FIT = (Case("digits"), Case("mnist10k"), Case("teacher", *SHAPES[3]))
 
 SMOKE_PASS = (
@@ -194,4 +198,4 @@ SMOKE_PASS = (
     Case("random", 1000, 9, 3, dtype="float64"),
     Case("random", 1000, 9, 4, is_soft=True),
 )
-SMOKE_FIT = (Case("teacher", 600, 8, 3), Case("no_such_set"))
+SMOKE_FIT = (Case("teacher", 600, 8, 3), Case("teacher", 60, 300, 3), Case("no_such_set"))

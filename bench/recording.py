@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 from unittest import mock
 
 import numpy as np
 from sklearn.linear_model._linear_loss import LinearModelLoss
 
 from bench.libraries.base import Params, Record
+from gpusoftmax import estimator, training
 
 PASSES = {  # of scikit-learn's evaluations
     "loss_gradient": 1,
@@ -75,50 +75,28 @@ class Counter:
         """Keep nothing."""
 
 
-@dataclass(frozen=True)
-class RecordingBackend:
-    """A backend of gpusoftmax whose passes are recorded; all else is the inner backend's."""
+@contextmanager
+def recorded_gpusoftmax(record: Record, to_host: Callable) -> Iterator[None]:
+    """Tell `record` of every point that a fit of gpusoftmax has reached after an evaluation while inside."""
 
-    inner: Any
-    record: Record
+    def train(*args, callback, **options):
+        heard = 0.0
 
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
+        def hear(progress, center):
+            nonlocal heard
+            record.passes(progress.n_passes - heard)
+            heard = progress.n_passes
+            record.point(lambda: uncentred(to_host(progress.copy_params()), center))
+            return callback(progress, center)
 
-    def fused_pass(self, source, plan):
-        center = None if source.center is None else self.inner.to_host(source.center)
-        return RecordingPass(self.inner.fused_pass(source, plan), self.record, center, self.inner.to_host)
+        return training.train(*args, callback=hear, **options)
 
-
-@dataclass(frozen=True)
-class RecordingPass:
-    """A fused pass that tells of every evaluation, and of the share of the rows that a metric reads."""
-
-    inner: Any
-    record: Record
-    center: np.ndarray | None
-    to_host: Callable
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def loss_and_gradient(self, params, label_smoothing):
-        sums = self.inner.loss_and_gradient(params, label_smoothing)
-        self.record.passes(1)
-        self.record.point(lambda: self._uncentred(self.to_host(params)))
-        return sums
-
-    def curvature(self, params, scale, plan, rows):
-        self.record.passes(len(rows) / self.inner.n_rows)
-        return self.inner.curvature(params, scale, plan, rows)
-
-    def select(self, active):
-        return RecordingPass(self.inner.select(active), self.record, self.center, self.to_host)
-
-    def _uncentred(self, params: np.ndarray) -> Params:
-        """Return W and b of the features as they were given."""
+    def uncentred(params: np.ndarray, center: np.ndarray | None) -> Params:
         W, b = params[:-1, 0], params[-1, 0]
-        return W, b if self.center is None else b - self.center @ W
+        return W, b if center is None else b - center @ W
+
+    with mock.patch.object(estimator, "train", train):
+        yield
 
 
 @contextmanager

@@ -257,9 +257,10 @@ def _stored(array: np.ndarray, stored: str) -> np.ndarray:
 def fits(run: Run) -> list[Row]:
     """Compare the optima of single fits, sweeps and many fits with those that the CPU finds."""
     if run.is_tiny:
-        data = {"teacher": teacher(120, 0, 3, 3)[:2]}
+        data = {"teacher": teacher(120, 0, 3, 3)[:2], "wide": teacher(30, 0, 300, 3)[:2]}
     else:
-        data = {"digits": load_digits(return_X_y=True), "teacher": teacher(20_000, 0, 100, 10)[:2]}
+        data = {"digits": load_digits(return_X_y=True)}
+        data |= {"teacher": teacher(20_000, 0, 100, 10)[:2], "wide": teacher(500, 0, 2000, 5)[:2]}
     rows = []
     for name, (X, y) in data.items():
         for what, fit in {"fit": _one, "sweep": _swept, "fit_many": _many}.items():
