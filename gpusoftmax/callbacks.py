@@ -30,7 +30,8 @@ class History:
     n_passes : array
         Passes over X by then, those for the metric included.
     objectives, gradient_norms : arrays
-        Of the point reached by then: an evaluation that the line search refuses repeats the one before.
+        Of the point reached by then: an evaluation that the line search refuses repeats the one before. Gradients of
+        fits in the span of the rows are those of coordinates there, until the last few.
     seconds : array
         Since data were checked.
     validation_losses : array or None

@@ -44,7 +44,7 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         f(W, b) = 1/S Σ_i s_i · -Σ_k t_ik log y_ik + 1/(2 C S) ‖W‖²,    y_i = softmax(x_i W + b),    S = Σ_i s_i
 
     by preconditioned L-BFGS, each evaluation one fused pass over the rows: X is never copied as a whole and no array
-    of shape (n_samples, n_classes) is made. Two classes are solved as a softmax with two columns whose difference is
+    of shape (n_samples, n_classes) is made. With more features than rows it finds the solution in their span. Two classes are solved as a softmax with two columns whose difference is
     scikit-learn's solution.
 
     Parameters
@@ -92,7 +92,8 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         Steps taken.
     n_passes_ : float
         Evaluations of the objective, and estimates of the metric as the fraction of the rows that they read. Checking
-        X for finite values and offsets reads it once more.
+        X for finite values and offsets reads it once more. Where features outnumber rows, all but the last few are
+        shorter: over the rows' coordinates in their span.
     status_ : Status
         How the fit ended; ``status_.sentence`` says it in words.
     objective_ : float
