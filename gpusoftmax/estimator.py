@@ -44,8 +44,8 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         f(W, b) = 1/S Σ_i s_i · -Σ_k t_ik log y_ik + 1/(2 C S) ‖W‖²,    y_i = softmax(x_i W + b),    S = Σ_i s_i
 
     by preconditioned L-BFGS, each evaluation one fused pass over the rows: X is never copied as a whole and no array
-    of shape (n_samples, n_classes) is made. With more features than rows it finds the solution in their span. Two classes are solved as a softmax with two columns whose difference is
-    scikit-learn's solution.
+    of shape (n_samples, n_classes) is made. With more features than rows it finds the solution in their span. Two
+    classes are solved as a softmax with two columns whose difference is scikit-learn's solution.
 
     Parameters
     ----------
