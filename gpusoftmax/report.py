@@ -126,7 +126,7 @@ def write_report(
         limits=_limits(evaluation),
         versions={"Python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     )
-    Path(path).write_text(page, encoding="utf-8", newline="\n")
+    Path(path).write_text(page, encoding="utf-8", errors="replace", newline="\n")
 
 
 def page_template():

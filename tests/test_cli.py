@@ -349,6 +349,30 @@ def test_bench_compares_by_one_objective(monkeypatch):
     assert_allclose(ours["objective"], SoftmaxRegression().fit(*benching.CASES[0].data()).objective_, rtol=1e-9)
 
 
+def run_in_ascii(*args):
+    """Run a command as a process whose standard output is ASCII, and return that."""
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "gpusoftmax", *args]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout
+
+
+def test_standard_output_that_is_no_utf_8(folder):
+    frame = pd.DataFrame(X, columns=["länge", "b", "c", "d"]).assign(art=np.array(["grün", "x", "日本"])[Y])
+    frame.to_csv("i.csv", index=False)
+    said = json.loads(run_in_ascii("fit", "i.csv", "-t", "art", "-q", "--json", "-o", "m.safetensors"))
+    assert said["features"][0] == "länge"
+    assert said["classes"] == ["grün", "x", "日本"]
+    assert run_in_ascii("predict", "m.safetensors", "i.csv", "-q").decode().splitlines()[-1] == "日本"
+
+
+def test_a_file_whose_name_is_no_utf_8(folder):
+    name = os.fsdecode(b"i\xff.npy")
+    os.link("iris.npy", name)
+    said = run_json("fit", name, "-t", "-1", "--test-size", "0.2", "--report", "r.html")
+    assert said["data"] == name
+    assert "i?.npy" in (folder / "r.html").read_text("utf-8")
+
+
 def test_help_needs_nothing_slow():
     for command in ([], ["fit"]):
         python = [sys.executable, "-X", "importtime", "-m", "gpusoftmax"]
