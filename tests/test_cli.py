@@ -290,6 +290,14 @@ def test_labels_of_a_part_that_look_like_numbers(folder):
     assert run_json("evaluate", "m.safetensors", "part.csv", "-t", "y")["accuracy"] == 1
 
 
+@pytest.mark.parametrize("write", [str, str.lower, str.upper])
+def test_booleans_however_they_are_written(folder, write):
+    save_model(SoftmaxRegression().fit(X, Y == 0), "m.safetensors")
+    frame = pd.DataFrame(X, columns=NAMES).assign(y=[write(str(label)) for label in Y == 0])
+    frame.to_csv("text.csv", index=False)
+    assert run_json("evaluate", "m.safetensors", "text.csv", "-t", "y")["accuracy"] == 1
+
+
 @pytest.mark.parametrize("dtype", [int, object, bool, float])
 def test_labels_that_a_file_holds_as_text(folder, dtype):
     labels = (Y > 0).astype(dtype)
