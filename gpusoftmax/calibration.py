@@ -73,10 +73,11 @@ def calibrate(model: SoftmaxRegression, X, y, sample_weight=None) -> SoftmaxRegr
     1.49...
     """
     held_out = HeldOut.check(model, X, y, sample_weight, allows_soft=True)
-    temperature = _best_temperature(held_out)
     calibrated = clone(model)
     vars(calibrated).update(vars(model))
-    calibrated.coef_, calibrated.intercept_ = _divided(model, temperature)
+    with np.errstate(under="ignore"):
+        temperature = _best_temperature(held_out)
+        calibrated.coef_, calibrated.intercept_ = _divided(model, temperature)
     calibrated.temperature_ = model.temperature_ * temperature
     return calibrated
 

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import gzip
 import re
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -67,7 +68,7 @@ def read_columns(path: Path, suffix: str, target: str | None = None) -> dict[str
     try:
         # Pandas's index, say, is a column like any other: no metadata is looked at.
         table = parquet.read_table(path) if suffix in (".parquet", ".pq") else feather.read_table(path, memory_map=True)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         what = "Parquet" if suffix in (".parquet", ".pq") else "Arrow"
         raise DataError(
             f"{path} cannot be read as {what} ({_first_line(error)}): write it anew, or give it the suffix of "
@@ -99,7 +100,7 @@ def _read_csv(path: Path, suffix: str, target: str | None) -> dict[str, Column]:
                 column_types={} if target is None else {target: pa.string()},
             ),
         )
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         why = _first_line(error)
         if "straddling" in why:
             why = f"a row is longer than {block_size:,} bytes: is a quote left open?"
@@ -112,15 +113,16 @@ def _read_csv(path: Path, suffix: str, target: str | None) -> dict[str, Column]:
 
 def _of_arrow(table, path: Path, *, dates_are_text: bool = False) -> dict[str, Column]:
     _check_names(table.column_names, table.num_rows, path)
-    columns: dict[str, Column] = {}
+    columns: list[tuple[str, Column]] = []
     for name, column in zip(table.column_names, table.columns, strict=True):
         width = _vector_width(column)
-        if width is None:
-            columns[name] = Column(_arrow_kind(column.type, dates_are_text), partial(_arrow_values, column))
+        if not width:
+            columns.append((name, Column(_arrow_kind(column.type, dates_are_text), partial(_arrow_values, column))))
         else:
             vectors = cache(partial(_arrow_vectors, column, width))
-            columns |= {f"{name}[{i}]": Column(NUMBER, partial(_component, vectors, i)) for i in range(width)}
-    return columns
+            columns += [(f"{name}[{i}]", Column(NUMBER, partial(_component, vectors, i))) for i in range(width)]
+    _check_names([name for name, _ in columns], table.num_rows, path)
+    return dict(columns)
 
 
 def _vector_width(column) -> int | None:
@@ -182,7 +184,7 @@ def _read_plain_csv(path: Path, delimiter: str, target: str | None) -> dict[str,
     try:
         with _open_text(path) as file:
             rows = [row for row in csv.reader(file, delimiter=delimiter, strict=True) if row]
-    except (csv.Error, OSError, EOFError, UnicodeDecodeError) as error:
+    except (csv.Error, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise _no_csv(path, str(error)) from error
     names, rows = rows[0] if rows else [], rows[1:]
     for number, row in enumerate(rows, start=1):
@@ -238,7 +240,7 @@ def _header(path: Path) -> str:
     try:
         with _open_text(path) as file:
             return file.readline()
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _no_csv(path, str(error)) from error
 
 

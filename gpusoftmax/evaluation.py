@@ -171,7 +171,8 @@ def evaluate(model: SoftmaxRegression, X, y, sample_weight=None) -> Evaluation:
     predictions = np.empty(n_rows, np.intp)
     confidence, losses = np.empty(n_rows), np.empty(n_rows)
     for rows, logits in held_out.blocks():
-        log_sums = np.log(np.exp(logits).sum(axis=1))  # the largest logit of each row is zero
+        with np.errstate(under="ignore"):
+            log_sums = np.log(np.exp(logits).sum(axis=1))  # the largest logit of each row is zero
         predictions[rows] = logits.argmax(axis=1)
         confidence[rows] = np.exp(-log_sums)
         of_targets = np.take_along_axis(logits, held_out.targets[rows][:, np.newaxis], axis=1)[:, 0]

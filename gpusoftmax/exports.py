@@ -199,10 +199,10 @@ def _dtype(model: SoftmaxRegression) -> np.dtype:
 
 def _labels(classes: np.ndarray) -> np.ndarray:
     """Return labels in a dtype that ONNX has: a numeric one, or object for strings."""
+    if all(isinstance(name, str) for name in classes.tolist()):  # NumPy's own text loses NUL at its end
+        return classes.astype(object)
     if classes.dtype.kind == "O":
         classes = np.array(classes.tolist())
-    if classes.dtype.kind == "U":
-        return classes.astype(object)
     if classes.dtype.kind in "biuf" and classes.dtype.itemsize <= 8:
         return classes.astype(classes.dtype.newbyteorder("="), copy=False)
     raise TypeError(

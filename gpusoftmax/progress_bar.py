@@ -35,8 +35,8 @@ class ProgressBar:
         self._n_problems = n_problems
         self._n_rows = n_rows
         self._tol = tol
-        self._is_shown = is_shown
-        self._is_live = is_shown and sys.stderr.isatty()
+        self._is_shown = is_shown and sys.stderr is not None
+        self._is_live = self._is_shown and sys.stderr.isatty()
         self._n_finished, self._n_passes = 0, 0.0
         self._running = (0, 0.0)  # of the problems that run now: finished, passes
         self._first_gradient = self._least_gradient = math.inf

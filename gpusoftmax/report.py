@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def write_report(
         limits=_limits(evaluation),
         versions={"Python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     )
-    Path(path).write_text(page, encoding="utf-8", newline="\n")
+    Path(path).write_text(page, encoding="utf-8", errors="replace", newline="\n")
 
 
 def page_template():
@@ -144,7 +145,7 @@ def page_template():
         raise ImportError("write_report needs matplotlib and jinja2: pip install 'gpusoftmax[plots]'") from error
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["short"] = lambda name: shortened(name, LONGEST_NAME)
-    return environment.from_string(Path(__file__).with_suffix(".html").read_text("utf-8"))
+    return environment.from_string(files("gpusoftmax").joinpath("report.html").read_text("utf-8"))
 
 
 def _headline(evaluation: Evaluation) -> list[tuple[str, str, str]]:

@@ -6,6 +6,7 @@ It knows the formats, which columns are features, and what in them is no number;
 import difflib
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -96,6 +97,9 @@ def read_table(
     suffix = suffix_of(path)
     if suffix not in FORMATS:
         raise DataError(f"{path} has no suffix that says its format: give one of {', '.join(FORMATS)}.")
+    if suffix in TABLES and str(path).encode(errors="replace").decode() != str(path):
+        raise DataError(f"{path} has a name that is not UTF-8, which pyarrow cannot open: give it another.")
+    _refuse_pipe(path)
     with path.open("rb"):  # readers have words of their own for a file that is not there
         pass
     if selection.is_zero_based and suffix not in SVMLIGHT:
@@ -111,6 +115,11 @@ def read_table(
         else:
             table = _from_svmlight(path, selection.is_zero_based, n_features)
     return _checked(table)
+
+
+def _refuse_pipe(path: Path) -> None:
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+        raise DataError(f"{path} is no ordinary file: save what it holds in one.")
 
 
 def suffix_of(path) -> str:
@@ -238,6 +247,8 @@ def _labels(path: Path, name: str, columns: dict[str, Column]) -> np.ndarray:
 def _check_labels(values: np.ndarray, where: str) -> np.ndarray:
     """Return labels as numbers or str, or raise if some are missing or are no labels."""
     values = np.asarray(values)
+    if values.dtype.kind not in "OUbiuf":
+        raise DataError(f"{where} holds {values.dtype}: labels are text or numbers.")
     is_text = values.dtype.kind in "OU"
     is_missing = np.array([value is None for value in values], bool) if is_text else ~np.isfinite(values)
     if is_missing.any():
@@ -261,6 +272,8 @@ def _weights_of(path: Path, name: str, columns: dict[str, Column]) -> np.ndarray
 
 
 def _check_weights(values: np.ndarray, where: str) -> np.ndarray:
+    if np.asarray(values).dtype.kind not in "biuf":
+        raise DataError(f"{where} holds {np.asarray(values).dtype}: weights are numbers.")
     weights = np.asarray(values, np.float64)
     is_bad = ~(np.isfinite(weights) & (weights >= 0))
     if is_bad.any():
@@ -349,6 +362,7 @@ def _load_vector(text: str, n_rows: int, role: str) -> np.ndarray:
     path = Path(text)
     if suffix_of(path) != ".npy":
         raise DataError(f"--{role} must be the number of a column or a .npy file, got {text!r}.")
+    _refuse_pipe(path)
     vector = _load_npy(path)
     if vector.size != n_rows or vector.ndim > 2:
         raise DataError(f"{path} holds {vector.shape} values for {n_rows:,} rows: it must hold one for each row.")
@@ -396,7 +410,7 @@ def _from_svmlight(path: Path, is_zero_based: bool, n_features: int | None) -> T
 
     try:
         sparse, y = load_svmlight_file(str(path), zero_based=True)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OverflowError, OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} cannot be read as svmlight ({error}): each line is a label and index:value pairs."
         ) from error

@@ -19,7 +19,11 @@ def encode_labels(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ------
     TypeError
         Some labels cannot be ordered.
+    ValueError
+        There are none.
     """
+    if not len(y):
+        raise ValueError("There are no labels: give at least one.")
     blocks = [y[start : start + BLOCK_ROWS] for start in range(0, len(y), BLOCK_ROWS)]
     try:
         classes = np.unique(np.concatenate([np.unique(block) for block in blocks]))

@@ -1,3 +1,8 @@
+import contextlib
+import linecache
+import os
+import signal
+import sys
 import threading
 
 import numpy as np
@@ -5,6 +10,7 @@ import pytest
 from oracle import FLOAT64, assert_close, hand_plan, make_data
 from threadpoolctl import threadpool_info
 
+from gpusoftmax.backends import cpu
 from gpusoftmax.backends.choice import get_backend
 from gpusoftmax.backends.cpu import NumpyBackend, _Crew
 from gpusoftmax.kernels import reference
@@ -137,6 +143,111 @@ def test_blas_gets_its_threads_back():
         fused_pass.loss_and_gradient(data.params, 0.0)
         assert set(blas_threads()) <= {1}
         assert NumpyBackend().facts().n_threads == max(before, default=1)
+    assert blas_threads() == before
+
+
+def interrupt_at(n_lines):
+    """Raise KeyboardInterrupt at a line of backends/cpu.py, the next being the first.
+
+    Python is back at the line of a `with` before it leaves the block, where a signal would wait until it has been left.
+    """
+    left, locked = iter(range(n_lines - 1)), set()
+
+    def trace(frame, event, _):
+        code = frame.f_code
+        if code.co_filename != cpu.__file__:
+            return None
+        if event == "call":
+            locked.discard(code)
+        is_lock = "with self._lock" in linecache.getline(cpu.__file__, frame.f_lineno)
+        if event == "line" and not (is_lock and code in locked):
+            if next(left, None) is None:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            if is_lock:
+                locked.add(code)
+        return trace
+
+    sys.settrace(trace)
+
+
+def test_blas_gets_its_threads_back_wherever_ctrl_c_comes():
+    before, tracer, n_interrupts, n_waiting = blas_threads(), sys.gettrace(), 0, 0
+    is_over = False
+    while not is_over:
+        try:
+            interrupt_at(n_interrupts + 1)
+            with NumpyBackend().session():
+                pass
+            is_over = True
+        except KeyboardInterrupt as error:
+            n_interrupts += 1
+            sys.settrace(tracer)
+            assert NumpyBackend().facts().n_threads == max(before, default=1)
+            n_waiting += blas_threads() != before
+            del error  # until here its traceback was kept, as notebooks do
+        finally:
+            sys.settrace(tracer)
+        assert NumpyBackend().facts().n_threads == max(before, default=1)
+        assert blas_threads() == before
+        with NumpyBackend().session():
+            assert set(blas_threads()) <= {1}
+        assert blas_threads() == before
+    assert n_interrupts > 20
+    assert n_waiting <= 1  # at the first line of `__exit__`
+
+
+def test_a_user_of_blas_that_never_began_is_forgotten():
+    before = blas_threads()
+    cpu._OneBlasThread().__enter__()
+    assert NumpyBackend().facts().n_threads == max(before, default=1)
+    assert blas_threads() == before
+
+
+def exit_code_of_child(run):
+    """Fork, and return how the child ended: 0 if `run` returned true there within a while."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        with contextlib.suppress(BaseException):
+            os._exit(not run())
+        os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("is_changing", [False, True])
+def test_a_child_has_blas_for_itself_whatever_other_threads_did_with_it(monkeypatch, is_changing):
+    before, control, has_begun, is_over = blas_threads(), cpu._control_openblas, threading.Event(), threading.Event()
+
+    def linger():
+        has_begun.set()
+        is_over.wait(0.5)
+        control()
+
+    def fit():
+        with NumpyBackend().session():
+            has_begun.set()
+            is_over.wait()
+
+    def fits_anew():
+        monkeypatch.undo()
+        found = blas_threads()
+        with NumpyBackend().session():
+            held = set(blas_threads())
+        return found == blas_threads() == before and held <= {1}
+
+    if is_changing:
+        monkeypatch.setattr(cpu, "_control_openblas", linger)
+    thread = threading.Thread(target=fit)
+    thread.start()
+    has_begun.wait()
+    try:
+        assert exit_code_of_child(fits_anew) == 0
+    finally:
+        is_over.set()
+        thread.join()
     assert blas_threads() == before
 
 

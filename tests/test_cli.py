@@ -290,6 +290,14 @@ def test_labels_of_a_part_that_look_like_numbers(folder):
     assert run_json("evaluate", "m.safetensors", "part.csv", "-t", "y")["accuracy"] == 1
 
 
+@pytest.mark.parametrize("write", [str, str.lower, str.upper])
+def test_booleans_however_they_are_written(folder, write):
+    save_model(SoftmaxRegression().fit(X, Y == 0), "m.safetensors")
+    frame = pd.DataFrame(X, columns=NAMES).assign(y=[write(str(label)) for label in Y == 0])
+    frame.to_csv("text.csv", index=False)
+    assert run_json("evaluate", "m.safetensors", "text.csv", "-t", "y")["accuracy"] == 1
+
+
 @pytest.mark.parametrize("dtype", [int, object, bool, float])
 def test_labels_that_a_file_holds_as_text(folder, dtype):
     labels = (Y > 0).astype(dtype)
@@ -347,6 +355,30 @@ def test_bench_compares_by_one_objective(monkeypatch):
     assert_allclose(ours["objective"], theirs["objective"], rtol=1e-4)
     assert ours["objective"] <= theirs["objective"] * (1 + 1e-6)
     assert_allclose(ours["objective"], SoftmaxRegression().fit(*benching.CASES[0].data()).objective_, rtol=1e-9)
+
+
+def run_in_ascii(*args):
+    """Run a command as a process whose standard output is ASCII, and return that."""
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "gpusoftmax", *args]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout
+
+
+def test_standard_output_that_is_no_utf_8(folder):
+    frame = pd.DataFrame(X, columns=["länge", "b", "c", "d"]).assign(art=np.array(["grün", "x", "日本"])[Y])
+    frame.to_csv("i.csv", index=False)
+    said = json.loads(run_in_ascii("fit", "i.csv", "-t", "art", "-q", "--json", "-o", "m.safetensors"))
+    assert said["features"][0] == "länge"
+    assert said["classes"] == ["grün", "x", "日本"]
+    assert run_in_ascii("predict", "m.safetensors", "i.csv", "-q").decode().splitlines()[-1] == "日本"
+
+
+def test_a_file_whose_name_is_no_utf_8(folder):
+    name = os.fsdecode(b"i\xff.npy")
+    os.link("iris.npy", name)
+    said = run_json("fit", name, "-t", "-1", "--test-size", "0.2", "--report", "r.html")
+    assert said["data"] == name
+    assert "i?.npy" in (folder / "r.html").read_text("utf-8")
 
 
 def test_help_needs_nothing_slow():

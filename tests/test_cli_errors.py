@@ -343,6 +343,29 @@ def test_no_space_left_behind_standard_output(here):
     assert done.stderr == "Error: standard output: No space left on device: free some, or choose another disk.\n"
 
 
+def closed(stream, *command):
+    """Run a command whose standard output (1) or error (2) is closed."""
+    shell = ["sh", "-c", f'exec "$@" {stream}>&-', "sh", sys.executable, "-m", "gpusoftmax"]
+    return subprocess.run([*shell, *command], capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
+def test_a_closed_standard_error_is_no_hindrance(here):
+    done = closed(2, *GOOD_FIT, "--json", "-o", "m.safetensors")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["converged"]
+    assert Path("m.safetensors").exists()
+    done = closed(2, *BAD_FIT, "--json")
+    assert done.returncode == 1
+    assert "bad.csv: No such file" in json.loads(done.stdout)["error"]
+
+
+def test_a_closed_standard_output_is_said_before_the_work(here):
+    done = closed(1, *GOOD_FIT, "-o", "m.safetensors")
+    assert done.returncode == 1
+    assert done.stderr == ("Error: standard output is closed: leave it open, or send it to a file or to /dev/null.\n")
+    assert not Path("m.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

@@ -224,11 +224,20 @@ def test_vectors_of_one_length_are_columns(tmp_path, dtype):
     assert_array_equal(np.column_stack([columns["e[0]"].load(), columns["e[1]"].load()]), vectors)
 
 
-@pytest.mark.parametrize("vectors", [[[1, 2], [3]], [[1, 2], None], [["a"], ["b"]]])
+def test_a_vector_takes_no_name_from_another_column(tmp_path):
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"e[0]": [1, 2], "e": [[3.0, 4.0], [5.0, 6.0]]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"more than one column named 'e\[0\]'"):
+        read_columns(tmp_path / "t.parquet", ".parquet")
+
+
+@pytest.mark.parametrize("vectors", [[[1, 2], [3]], [[1, 2], None], [["a"], ["b"]], [[], []]])
 def test_other_lists_are_no_numbers(tmp_path, vectors):
     from pyarrow import parquet
 
-    parquet.write_table(pa.table({"e": vectors}), tmp_path / "t.parquet")
+    dtype = None if any(vectors) else pa.list_(pa.float32())
+    parquet.write_table(pa.table({"e": pa.array(vectors, dtype)}), tmp_path / "t.parquet")
     assert read_columns(tmp_path / "t.parquet", ".parquet")["e"].kind.startswith("list")
 
 
@@ -238,6 +247,36 @@ def test_broken_files_are_refused(tmp_path, suffix):
     path.write_bytes(b"PAR1 and not much more")
     with pytest.raises(DataError, match=f"t{suffix} cannot be read as"):
         read_columns(path, suffix)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".feather"])
+def test_damaged_pages_are_refused(tmp_path, suffix):
+    from pyarrow import feather, parquet
+
+    path, table = tmp_path / f"t{suffix}", pa.table({"a": [1.5, 2.5] * 500})
+    if suffix == ".parquet":
+        parquet.write_table(table, path)
+    else:
+        feather.write_feather(table, path, compression="lz4")
+    content = path.read_bytes()
+    place = content.index(b"PAR1" if suffix == ".parquet" else bytes.fromhex("04224d18")) + 4
+    path.write_bytes(content[:place] + b"\xff" * 8 + content[place + 8 :])
+    with pytest.raises(DataError, match=rf"t{suffix} cannot be read as .* write it anew"):
+        read_columns(path, suffix)
+
+
+@pytest.mark.parametrize("damage", ["end", "middle", "begin"])
+def test_damaged_compressed_csv_is_refused(tmp_path, reader, damage):
+    rng = np.random.default_rng(0)
+    content = bytearray(gzip.compress("\n".join(["a", *map(str, rng.normal(size=10_000))]).encode()))
+    if damage == "end":
+        del content[len(content) // 2 :]
+    else:
+        place = 10 if damage == "begin" else len(content) // 2
+        content[place : place + 20] = b"\xff" * 20
+    (tmp_path / "t.csv.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"t.csv.gz cannot be read as CSV"):
+        read_columns(tmp_path / "t.csv.gz", ".csv")
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".feather"])

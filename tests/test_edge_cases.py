@@ -12,7 +12,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_digits, load_iris
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gpusoftmax import ConvergenceWarning, NonFiniteError, SoftmaxRegression, Status
+from gpusoftmax import (
+    ConvergenceWarning,
+    NonFiniteError,
+    SoftmaxRegression,
+    SoftmaxRegressionCV,
+    Status,
+    calibrate,
+    evaluate,
+    fit_many,
+    sweep,
+)
 from gpusoftmax.kernels import cpu
 
 X, Y = load_iris(return_X_y=True)
@@ -406,3 +416,20 @@ def test_weights_of_any_size_are_counted_in_a_unit_of_their_own(scale):
     plain = SoftmaxRegression().fit(X, y, weights)
     scaled = SoftmaxRegression(C=1 / scale).fit(X, y, weights * scale)
     assert_array_equal(plain.coef_, scaled.coef_)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(("dtype", "C"), [(np.float64, np.inf), (np.float32, 1e6)])
+def test_callers_who_let_numpy_raise_get_what_others_get(dtype, C):
+    X, y = load_digits(return_X_y=True)
+    X = X.astype(dtype)
+    clf = SoftmaxRegression(C=C, max_iter=200).fit(X[:900], y[:900])
+    with np.errstate(all="raise"):
+        again = SoftmaxRegression(C=C, max_iter=200).fit(X[:900], y[:900])
+        assert_array_equal(again.coef_, clf.coef_)
+        assert_array_equal(again.predict_proba(X), clf.predict_proba(X))
+        sweep(X, y, Cs=[1, 1e6], cv=2, max_iter=100)
+        fit_many([X[:200], X[200:500]], [y[:200], y[200:500]], C=C)
+        SoftmaxRegressionCV(Cs=[1, 1e6], cv=2, max_iter=100).fit(X, y)
+        calibrate(clf, X[900:], y[900:])
+        evaluate(clf, X[900:], y[900:])

@@ -134,6 +134,11 @@ def test_onnx_has_labels_of_every_kind(labels, n_classes, runtime):
     assert_same(*run_onnx(to_onnx(model), X, runtime), model, X)
 
 
+def test_onnx_keeps_nul_at_the_end_of_labels():  # which the reference strips
+    model, X = fitted(labels=np.array([f"{name}\0" for name in NAMES], object))
+    assert_same(*run_onnx(to_onnx(model), X, "onnxruntime"), model, X)
+
+
 def test_onnx_has_boolean_labels(runtime):
     model, X = fitted(n_classes=2, labels=np.array([False, True]))
     labels, probabilities = run_onnx(to_onnx(model), X, runtime)

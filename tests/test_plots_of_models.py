@@ -227,6 +227,13 @@ def test_classes_without_rows_are_drawn_where_asked(ax):
     np.testing.assert_allclose(ax.images[0].get_array(), [[0, 0, 0], [0, 0, 0], [0.5, 0, 0.5]])
 
 
+def test_no_labels_are_an_error(digits):
+    with pytest.raises(ValueError, match="There are no labels"):
+        plots.confusion_matrix([], [])
+    with pytest.raises(ValueError, match="There are no labels"):
+        plots.top_features(digits, classes=[])
+
+
 def test_labels_that_are_not_classes_are_an_error():
     with pytest.raises(ValueError, match="1 label not among the 2 classes: 7"):
         plots.confusion_matrix([0, 7], [0, 1], classes=[0, 1])

@@ -76,6 +76,12 @@ def test_one_line_where_there_is_no_terminal(capsys, monkeypatch, run):
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_nothing_is_shown_where_standard_error_is_closed(monkeypatch, run):
+    monkeypatch.setattr(sys, "stderr", None)
+    run[0]()
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_a_bar_and_a_line_on_a_terminal(terminal, draws_at_once, run):
     with terminal() as written:
         run[0]()

@@ -1,7 +1,10 @@
+import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import browser
@@ -11,6 +14,7 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
+import gpusoftmax
 from gpusoftmax import (
     SoftmaxRegression,
     SoftmaxRegressionCV,
@@ -339,3 +343,10 @@ def test_the_page_prints(full, tmp_path):
     subprocess.run(command, capture_output=True, timeout=120, check=True)
     n_pages = len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
     assert 3 <= n_pages <= 6
+
+
+def test_a_page_from_a_package_in_an_archive(tmp_path):
+    package = Path(gpusoftmax.__file__).parent
+    archive = shutil.make_archive(tmp_path / "package", "zip", package.parent, package.name)
+    code = "from gpusoftmax import report; assert '.zip' in report.__file__; report.page_template()"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": archive}, cwd=tmp_path)

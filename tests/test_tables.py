@@ -1,3 +1,4 @@
+import os
 import re
 import sys
 
@@ -193,6 +194,38 @@ def test_svmlight_counts_from_one_unless_told(tmp_path):
     assert read_table(path, Selection(is_zero_based=True)).X.tolist() == [[1, 0, 0], [0, 0, 1]]
     with pytest.raises(DataError, match=r"has the index 0, .* --zero-based"):
         read_table(path, Selection())
+
+
+@pytest.mark.parametrize("index", [4_000_000_000, 99_999_999_999_999_999_999])
+def test_svmlight_with_an_index_beyond_integers_is_refused(tmp_path, index):
+    (tmp_path / "t.svm").write_text(f"0 1:1\n1 {index}:1\n")
+    with pytest.raises(DataError, match=r"t.svm cannot be read as svmlight .*: each line is a label"):
+        read_table(tmp_path / "t.svm", Selection())
+
+
+@pytest.mark.parametrize("dtype", ["S1", "c16", "M8[D]", "m8[D]", [("a", "i8")]])
+def test_arrays_that_are_no_labels_and_no_weights_are_refused(tmp_path, dtype):
+    strange = np.ones(ROWS, np.int64).astype(dtype)
+    np.savez(tmp_path / "t.npz", X=FEATURES, y=LABELS, strange=strange)
+    with pytest.raises(DataError, match=r"Array 'strange' of .* holds .*: labels are text or numbers"):
+        read_table(tmp_path / "t.npz", Selection("strange"))
+    with pytest.raises(DataError, match=r"Array 'strange' of .* holds .*: weights are numbers"):
+        read_table(tmp_path / "t.npz", Selection("y", weights="strange"))
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    np.save(tmp_path / "X.npy", FEATURES)
+    for name in ("t.csv", "y.npy"):
+        os.mkfifo(tmp_path / name)
+    for name, target in (("t.csv", "label"), ("X.npy", str(tmp_path / "y.npy"))):
+        with pytest.raises(DataError, match="is no ordinary file: save what it holds in one"):
+            read_table(tmp_path / name, Selection(target))
+
+
+def test_a_name_that_pyarrow_cannot_open_is_refused(tmp_path, frame):
+    path = write(frame, tmp_path / "t.csv").rename(tmp_path / os.fsdecode(b"\xff.csv"))
+    with pytest.raises(DataError, match="has a name that is not UTF-8"):
+        read_table(path, Selection("label"))
 
 
 def test_sparse_data_too_large_as_dense_are_refused(tmp_path, monkeypatch):

@@ -49,6 +49,10 @@ class TestEncodeLabels:
         assert indices.dtype.itemsize == itemsize
         np.testing.assert_array_equal(indices, y)
 
+    def test_no_labels(self):
+        with pytest.raises(ValueError, match="There are no labels: give at least one"):
+            encode_labels(np.array([]))
+
     def test_labels_without_an_order(self):
         with pytest.raises(TypeError, match=r"int, str.*astype\(str\)"):
             encode_labels(np.array([1, "a", 2], dtype=object))

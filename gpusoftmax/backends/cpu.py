@@ -3,9 +3,10 @@
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -30,17 +31,19 @@ class NumpyBackend:
 
     def facts(self) -> DeviceFacts:
         """As many threads as the BLAS at hand would use, so that its environment variables and limits are ours."""
-        return DeviceFacts(n_threads=_one_blas_thread.count(), unpacked_size=_one_blas_thread.unpacked_size)
+        return DeviceFacts(n_threads=_blas_threads.count(), unpacked_size=_blas_threads.unpacked_size)
 
     def active(self) -> AbstractContextManager:
         return nullcontext()
 
-    def session(self) -> AbstractContextManager:
-        """Hold BLAS to one thread.
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Hold BLAS to one thread, and let what is too small for a float be zero, whatever the caller has set.
 
         A BLAS thread that has just worked spins for milliseconds in wait of more, on a core that ours need.
         """
-        return _one_blas_thread
+        with np.errstate(under="ignore"), _OneBlasThread():
+            yield
 
     def to_device(self, array, dtype=None) -> np.ndarray:
         return np.asarray(array, dtype)
@@ -217,7 +220,7 @@ class _Crew:
         if self._pool is None:
             work_through(self.workspaces[0])
             return
-        with _one_blas_thread:
+        with _OneBlasThread():
             futures = [self._pool.submit(work_through, work) for work in self.workspaces[1:]]
             try:
                 work_through(self.workspaces[0])
@@ -231,15 +234,20 @@ class _Crew:
 
 
 class _BlasThreads:
-    """The threads of the process's BLAS, held to one within a `with` block.
+    """The threads of the process's BLAS, held to one for as long as there are users.
 
-    Several passes may be inside at once, from several Python threads: the last to leave gives the threads back.
+    Ctrl-C may come between any two lines. Hence users are known by weak references, which end with the frame that used
+    them, and `_settle` may be broken off and called again.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._n_users = 0
-        self._n_threads = 0
+        self._lock = threading.RLock()
+        self._users: weakref.WeakSet[_OneBlasThread] = weakref.WeakSet()
+        self._held: list[tuple[Any, int]] = []  # each library, and how many threads it had
+        # No fork finds a change half made, and of the users only the thread that forked lives on, in the parent.
+        os.register_at_fork(
+            before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._begin_child
+        )
 
     @functools.cached_property
     def _controller(self) -> ThreadpoolController:
@@ -258,27 +266,63 @@ class _BlasThreads:
     def count(self) -> int:
         """Return how many threads BLAS uses when it is not held."""
         with self._lock:
-            return self._n_threads if self._n_users > 0 else self._current()
+            self._settle()
+            return max((n_threads for _, n_threads in self._held or self._found()), default=os.cpu_count() or 1)
 
-    def _current(self) -> int:
-        blas = self._controller.select(user_api="blas").lib_controllers
-        return max((library.num_threads for library in blas), default=os.cpu_count() or 1)
+    def add(self, user: "_OneBlasThread") -> None:
+        with self._lock:
+            self._settle()
+            self._users.add(user)
+            self._settle()
+
+    def discard(self, user: "_OneBlasThread") -> None:
+        with self._lock:
+            self._users.discard(user)
+            self._settle()
+
+    def _found(self) -> list[tuple[Any, int]]:
+        libraries = self._controller.select(user_api="blas").lib_controllers
+        return [(library, library.num_threads) for library in libraries]
+
+    def _settle(self) -> None:
+        """Hold BLAS if there are users, and give its threads back if there are none."""
+        if self._users and not self._held:
+            self._held = self._found()
+            _control_openblas()
+            for library, _ in self._held:
+                library.set_num_threads(1)
+        elif self._held and not self._users:
+            _control_openblas()  # the last to leave need not be the first that came
+            for library, n_threads in self._held:
+                library.set_num_threads(n_threads)
+            _control_openblas()
+            self._held = []
+
+    def _begin_child(self) -> None:
+        self._users.clear()
+        self._settle()
+        self._lock.release()
+
+
+class _OneBlasThread:
+    """BLAS held to one thread within a `with` block.
+
+    Several may be inside at once, from several Python threads: the last to leave gives the threads back.
+    """
 
     def __enter__(self) -> None:
-        with self._lock:
-            self._n_users += 1
-            if self._n_users == 1:
-                self._n_threads = self._current()
-                _control_openblas()
-                self._limit = self._controller.limit(limits=1, user_api="blas")
+        try:
+            _blas_threads.add(self)
+        except BaseException:  # whose traceback may be kept, and this user with it
+            _blas_threads.discard(self)
+            raise
 
     def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            self._n_users -= 1
-            if self._n_users == 0:
-                _control_openblas()  # the last to leave need not be the first that came
-                self._limit.restore_original_limits()
-                _control_openblas()
+        try:
+            _blas_threads.discard(self)
+        except BaseException:
+            _blas_threads.discard(self)
+            raise
 
 
 def _control_openblas() -> None:
@@ -287,4 +331,4 @@ def _control_openblas() -> None:
         OpenBLASController.clear_controlling_thread(force=True)
 
 
-_one_blas_thread = _BlasThreads()
+_blas_threads = _BlasThreads()

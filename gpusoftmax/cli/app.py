@@ -1,5 +1,7 @@
 """The commands and their options. Nothing slow is imported before a command runs: ``--help`` is quick."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -338,4 +340,8 @@ def _check_target(data: Path, target: str | None) -> None:
 
 def main() -> None:
     """Run the command line: the entry point `gpusoftmax`."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for as long as the process lives
+    if sys.stdout is None:
+        sys.exit("Error: standard output is closed: leave it open, or send it to a file or to /dev/null.")
     app()

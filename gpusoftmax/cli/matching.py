@@ -45,4 +45,7 @@ def as_labels_of(model: SoftmaxRegression, y: np.ndarray) -> np.ndarray:
     classes = model.classes_
     if all(isinstance(name, str) for name in classes.tolist()):
         return y.astype(str)
+    if classes.dtype.kind == "b" and y.dtype.kind in "OU":
+        written = np.char.capitalize(y.astype(str))  # pyarrow writes true, others TRUE or True
+        y = np.where(np.isin(written, ["True", "False"]), written, y)
     return classes[places_of(y, classes.astype(str))] if y.dtype.kind in "OU" else y

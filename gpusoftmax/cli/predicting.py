@@ -1,6 +1,7 @@
 """`gpusoftmax predict`: labels and probabilities for the rows of a file, block by block."""
 
 import csv
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -52,6 +53,8 @@ def predict(
             result["probabilities"] = np.concatenate([probabilities for _, probabilities in blocks])
     else:
         with standard_output() as stdout:
+            if isinstance(stdout, io.TextIOWrapper):
+                stdout.reconfigure(encoding="utf-8")  # as in files
             write_text(predictions, stdout, ",")
     terminal.answer(result)
 

@@ -145,9 +145,17 @@ def shown(value: Any) -> str:
 
 
 def write_json(result: Mapping[str, Any]) -> None:
-    """Write one line of JSON to standard output: NaN as null, infinities as text, NumPy's values as Python's."""
-    text = json.dumps(plain(result), ensure_ascii=False, allow_nan=False)
+    """Write one line of JSON to standard output: NaN as null, infinities as text, NumPy's values as Python's.
+
+    What standard output cannot encode is escaped.
+    """
+    value = plain(result)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     with standard_output() as stdout:
+        try:
+            text.encode(stdout.encoding or "utf-8")
+        except UnicodeEncodeError:
+            text = json.dumps(value, allow_nan=False)
         stdout.write(f"{text}\n")
 
 
