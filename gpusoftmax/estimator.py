@@ -331,7 +331,10 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
                 f"warm_start continues a fit of {n_old} features and the classes {list(old_classes)}; "
                 f"this one has {n_features} features and the classes {list(classes)}. Set warm_start=False."
             )
-        return self._params(to_host(self.coef_))
+        params = self._params(to_host(self.coef_))
+        if not self.fit_intercept:
+            params[-1] = 0
+        return params
 
     def _params(self, coef):
         """Return `coef_`, given on the host, and `intercept_` as params (n_features + 1, 1, n_classes), float64."""

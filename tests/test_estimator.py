@@ -409,6 +409,15 @@ def test_warm_start_with_offset_features_starts_where_it_ended():
     assert clf.fit(X + 1e4, Y).n_passes_ < first / 2
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_warm_start_without_an_intercept_keeps_none(offset):
+    clf = tight(warm_start=True).fit(X + offset, Y)
+    clf.set_params(fit_intercept=False).fit(X + offset, Y)
+    cold = tight(fit_intercept=False).fit(X + offset, Y)
+    assert not clf.intercept_.any()
+    assert clf.objective_ == pytest.approx(cold.objective_, rel=1e-6)
+
+
 def test_without_warm_start_a_fit_forgets():
     clf = SoftmaxRegression().fit(X[:, :2], Y == 0)
     assert_array_equal(clf.fit(X, Y).coef_, SoftmaxRegression().fit(X, Y).coef_)
