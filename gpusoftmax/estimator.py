@@ -284,6 +284,7 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
 
     def _fit_encoded(self, source, code, backend, tasks):
         """Fit what `encode` returned."""
+        source, code = with_class_weight(source, code, self.class_weight, backend)
         recorder = Recorder(source.n_rows, source.n_features, len(code.classes), backend.name)
 
         def hear(progress, center):
@@ -294,7 +295,7 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         with ProgressBar(1, n_rows=source.n_rows, tol=self.tol, is_shown=bool(self.verbose)) as bar:
             solution, center = train(
                 self._training(code),
-                with_class_weight(source, self.class_weight, code.classes, backend),
+                source,
                 LBFGS(tol=self.tol, max_iter=self.max_iter),
                 backend,
                 start=self._start(code.classes, source.n_features),

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from gpusoftmax.sources import ArraySource, weight_per_class
+from gpusoftmax.sources import ArraySource, weight_per_class, weight_unit
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,20 @@ class Folds:
         columns = [(self.weights[:, fold].tobytes(), fold) for fold in range(self.n_folds)]
         return np.array([fold for _, fold in sorted(columns)])
 
-    def row_weights(self, sample_weight: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
-        """Return weights (n_rows, n_folds), (n_rows, 1) for one fold of all rows, or None for ones."""
+    def row_weights(self, sample_weight: np.ndarray | None, dtype: np.dtype) -> tuple[np.ndarray | None, np.ndarray]:
+        """Return weights (n_rows, n_folds), (n_rows, 1) for one fold of all rows, or None for ones; and their units.
+
+        The units (n_folds,) are powers of two, so weights of any size keep their precision in `dtype`.
+        """
         if self.weights is None:
-            return sample_weight
-        return self.weights if sample_weight is None else (self.weights * sample_weight).astype(dtype)
+            return sample_weight, np.ones(1)
+        weights, unit = self.weights, np.ones(self.n_folds)
+        if weights.dtype.kind == "f":
+            unit = weight_unit(weights.max(axis=0))
+            weights = weights / unit
+        if sample_weight is not None:
+            weights = weights * sample_weight
+        return (weights.astype(dtype, copy=False) if weights.dtype.kind == "f" else weights), unit
 
     def scoring_weights(self, rows: slice, folds: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray:
         """Return how some rows weigh in each problem's scores: of its training, then of what it holds out."""

@@ -266,6 +266,18 @@ def test_class_weight_by_name_multiplies_the_row_weights():
     assert_same_model(by_class, tight().fit(X, NAMES[Y], rows * np.array([1, 5, 0.5])[Y]))
 
 
+@pytest.mark.parametrize("is_soft", [False, True])
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_class_weight_of_any_size_keeps_its_precision_in_float32(scale, is_soft):
+    x, y = X.astype(np.float32), soft_targets() if is_soft else Y
+    one, scaled = ({0: factor, 1: 5 * factor, 2: 0.5 * factor} for factor in (1, scale))
+    plain = SoftmaxRegression(class_weight=one).fit(x, y)
+    clf = SoftmaxRegression(C=1 / scale, class_weight=scaled).fit(x, y)
+    assert clf.status_ == Status.CONVERGED
+    assert clf.objective_ == pytest.approx(plain.objective_, rel=1e-5)
+    assert_allclose(clf.predict_proba(x), plain.predict_proba(x), atol=1e-3)
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_balanced_is_the_weight_of_scikit_learn(n_classes):
     chosen = np.flatnonzero(n_classes > Y)[17:]
