@@ -45,8 +45,15 @@ class Folds:
         """
         if cv is None:
             return cls(None, None)
-        if getattr(cv, "ndim", 0) == 2:
+        if getattr(cv, "ndim", 0) in (1, 2):
             return cls._of_weights(np.asarray(cv), len(y))
+        if np.iterable(cv) and not hasattr(cv, "split"):
+            cv = [list(split) if np.iterable(split) else [] for split in cv]
+            if not all(len(split) == 2 and not any(map(np.isscalar, split)) for split in cv):
+                raise ValueError(
+                    "cv as an iterable must hold pairs (train, test) of row indices; weights of rows must be an array "
+                    "of shape (n_samples, n_folds)."
+                )
         from sklearn.model_selection import check_cv  # 0.2 s that an import of this package need not take
 
         splits = list(check_cv(cv, y, classifier=True).split(X, y, groups))
@@ -61,8 +68,8 @@ class Folds:
 
     @classmethod
     def _of_weights(cls, weights: np.ndarray, n_rows: int) -> Self:
-        is_numeric = weights.dtype.kind in "biuf"
-        if not is_numeric or len(weights) != n_rows or not (np.isfinite(weights) & (weights >= 0)).all():
+        is_numeric, is_shaped = weights.dtype.kind in "biuf", weights.ndim == 2 and len(weights) == n_rows
+        if not is_numeric or not is_shaped or not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError(
                 f"cv as an array must hold finite, non-negative weights of shape (n_samples, n_folds) with {n_rows} "
                 f"samples, got shape {weights.shape} and dtype {weights.dtype}."
