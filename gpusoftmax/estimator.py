@@ -335,7 +335,7 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         params = self._params(to_host(self.coef_))
         if not self.fit_intercept:
             params[-1] = 0
-        return params
+        return params if np.isfinite(params).all() else None
 
     def _params(self, coef):
         """Return `coef_`, given on the host, and `intercept_` as params (n_features + 1, 1, n_classes), float64."""

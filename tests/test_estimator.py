@@ -404,6 +404,18 @@ def test_warm_start_from_far_away_loses_one_pass(scale):
     assert clf.status_ == Status.CONVERGED
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("shape", ["tall", "offset", "wide"])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_warm_start_from_infinity_begins_anew_without_a_warning(value, shape, dtype):
+    wide = np.tile(X, 400) + np.random.default_rng(0).normal(size=(150, 1600))
+    x = {"tall": X, "offset": X + 1e4, "wide": wide}[shape].astype(dtype)
+    clf = SoftmaxRegression(warm_start=True).fit(x, Y)
+    cold = clf.objective_
+    clf.coef_[0, 0] = value
+    assert clf.fit(x, Y).objective_ == cold
+
+
 def test_warm_start_continues_an_unfinished_fit():
     full = tight().fit(X, Y)
     clf = tight(warm_start=True, max_iter=3)
