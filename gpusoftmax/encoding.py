@@ -36,8 +36,12 @@ class Code:
     y_home: Home
 
     def inner_strength(self, C):
-        """Return the C that `train` is given: two classes are two columns, each with half the penalty."""
-        return np.asarray(C) * (self.weight_unit / 2 if len(self.classes) == 2 else self.weight_unit)
+        """Return the C that `train` is given: two classes are two columns, each with half the penalty.
+
+        It is at least what keeps strengths finite in `dtype`; coefficients are next to zero by then.
+        """
+        inner = np.asarray(C) * (self.weight_unit / 2 if len(self.classes) == 2 else self.weight_unit)
+        return np.maximum(inner, np.finfo(self.dtype).tiny)
 
     def decode(self, params: np.ndarray, center: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return coefficients (n_problems, n_classes, n_features) and intercepts (n_problems, n_classes).

@@ -310,7 +310,7 @@ class _Run:
                 self.solve_wave(bound, of_all)
 
     def strengths(self, places: np.ndarray) -> np.ndarray:
-        return self.code.inner_strength(self.problems.C[places]) * self.weight_unit[self.problems.fold[places]]
+        return self.code.inner_strength(self.problems.C[places] * self.weight_unit[self.problems.fold[places]])
 
     def solve_wave(self, bound: Bound, wave: np.ndarray) -> None:
         """Solve each path's problems, (n_paths, n_stages), one from where the one before ended."""
