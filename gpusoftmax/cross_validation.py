@@ -269,8 +269,8 @@ class SoftmaxRegressionCV(SoftmaxRegression):
         self.Cs_ = check_strengths(self.Cs)
         class_weight = self.class_weight
         if class_weight == "balanced":
-            balance = to_host(with_class_weight(source, "balanced", code.classes, backend).class_weight)
-            class_weight = dict(zip(code.classes, balance[0], strict=True))
+            balanced, _ = with_class_weight(source, code, "balanced", backend)
+            class_weight = dict(zip(code.classes, to_host(balanced.class_weight)[0], strict=True))
         template = SoftmaxRegression(**{name: getattr(self, name) for name in SHARED})
         problems = Problems.grid(self.Cs_, folds.n_folds, 1, np.array([self.label_smoothing]))
         return solve(template, source, code, folds, problems, [class_weight], backend, self.verbose)

@@ -11,7 +11,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gpusoftmax.backends.base import Backend
 from gpusoftmax.interop import CHECKED_NUMBERS, HOST, Home, receive, shadow, to_host, validate
-from gpusoftmax.sources import ArraySource, compute_dtype, weight_per_class
+from gpusoftmax.sources import ArraySource, compute_dtype, weight_per_class, weight_unit
 from gpusoftmax.targets import check_class_names, check_soft_targets, encode_labels
 
 
@@ -86,10 +86,14 @@ def encode(
     return source, Code(dtype, classes, unit, home, y_home)
 
 
-def with_class_weight(source: ArraySource, class_weight, classes: np.ndarray, backend: Backend) -> ArraySource:
-    """Return the source with a factor of each class's term of the loss: a dict's, or what balances each column."""
+def with_class_weight(source: ArraySource, code: Code, class_weight, backend: Backend) -> tuple[ArraySource, Code]:
+    """Return the source with a factor of each class's term of the loss: a dict's, or what balances each column.
+
+    The code counts what a dict holds in a unit too.
+    """
+    classes, unit = code.classes, 1.0
     if class_weight is None:
-        return source
+        return source, code
     if class_weight == "balanced":
         n_columns = 1 if source.weights is None else source.weights.shape[1]
         total, per_class = weight_per_class(source, n_columns, len(classes), backend.to_host)
@@ -102,7 +106,9 @@ def with_class_weight(source: ArraySource, class_weight, classes: np.ndarray, ba
         factor = np.array([[class_weight.get(name, 1) for name in classes]], np.float64)
         if not (np.isfinite(factor) & (factor >= 0)).all():
             raise ValueError(f"class_weight must be finite and non-negative, got {class_weight}.")
-    return replace(source, class_weight=source.targets_xp.asarray(factor))
+        unit = weight_unit(factor.max())
+    weighted = replace(source, class_weight=source.targets_xp.asarray(factor / unit))
+    return weighted, replace(code, weight_unit=code.weight_unit * unit)
 
 
 def check_features(estimator: BaseEstimator, X, home: Home, *y, **options) -> Any:
@@ -147,5 +153,5 @@ def _row_weights(X, sample_weight, dtype):
     if sample_weight is None:
         return None, 1.0
     weights = _check_sample_weight(to_host(sample_weight), shadow(X), dtype=np.float64, ensure_non_negative=True)
-    unit = np.ldexp(1.0, np.frexp(weights.max())[1] - 1)
+    unit = weight_unit(weights.max())
     return (weights / unit).astype(dtype)[:, np.newaxis], unit

@@ -287,6 +287,7 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
 
     def _fit_encoded(self, source, code, backend, tasks):
         """Fit what `encode` returned."""
+        source, code = with_class_weight(source, code, self.class_weight, backend)
         recorder = Recorder(source.n_rows, source.n_features, len(code.classes), backend.name)
 
         def hear(progress, center):
@@ -297,7 +298,7 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
         with ProgressBar(1, n_rows=source.n_rows, tol=self.tol, is_shown=bool(self.verbose)) as bar:
             solution, center = train(
                 self._training(code),
-                with_class_weight(source, self.class_weight, code.classes, backend),
+                source,
                 LBFGS(tol=self.tol, max_iter=self.max_iter),
                 backend,
                 start=self._start(code.classes, source.n_features),
@@ -334,7 +335,10 @@ class SoftmaxRegression(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
                 f"warm_start continues a fit of {n_old} features and the classes {list(old_classes)}; "
                 f"this one has {n_features} features and the classes {list(classes)}. Set warm_start=False."
             )
-        return self._params(to_host(self.coef_))
+        params = self._params(to_host(self.coef_))
+        if not self.fit_intercept:
+            params[-1] = 0
+        return params if np.isfinite(params).all() else None
 
     def _params(self, coef):
         """Return `coef_`, given on the host, and `intercept_` as params (n_features + 1, 1, n_classes), float64."""

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from gpusoftmax.sources import ArraySource, weight_per_class
+from gpusoftmax.sources import ArraySource, weight_per_class, weight_unit
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,15 @@ class Folds:
         """
         if cv is None:
             return cls(None, None)
-        if getattr(cv, "ndim", 0) == 2:
+        if getattr(cv, "ndim", 0) in (1, 2):
             return cls._of_weights(np.asarray(cv), len(y))
+        if np.iterable(cv) and not hasattr(cv, "split"):
+            cv = [list(split) if np.iterable(split) else [] for split in cv]
+            if not all(len(split) == 2 and not any(map(np.isscalar, split)) for split in cv):
+                raise ValueError(
+                    "cv as an iterable must hold pairs (train, test) of row indices; weights of rows must be an array "
+                    "of shape (n_samples, n_folds)."
+                )
         from sklearn.model_selection import check_cv  # 0.2 s that an import of this package need not take
 
         splits = list(check_cv(cv, y, classifier=True).split(X, y, groups))
@@ -61,8 +68,8 @@ class Folds:
 
     @classmethod
     def _of_weights(cls, weights: np.ndarray, n_rows: int) -> Self:
-        is_numeric = weights.dtype.kind in "biuf"
-        if not is_numeric or len(weights) != n_rows or not (np.isfinite(weights) & (weights >= 0)).all():
+        is_numeric, is_shaped = weights.dtype.kind in "biuf", weights.ndim == 2 and len(weights) == n_rows
+        if not is_numeric or not is_shaped or not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError(
                 f"cv as an array must hold finite, non-negative weights of shape (n_samples, n_folds) with {n_rows} "
                 f"samples, got shape {weights.shape} and dtype {weights.dtype}."
@@ -105,11 +112,20 @@ class Folds:
         columns = [(self.weights[:, fold].tobytes(), fold) for fold in range(self.n_folds)]
         return np.array([fold for _, fold in sorted(columns)])
 
-    def row_weights(self, sample_weight: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
-        """Return weights (n_rows, n_folds), (n_rows, 1) for one fold of all rows, or None for ones."""
+    def row_weights(self, sample_weight: np.ndarray | None, dtype: np.dtype) -> tuple[np.ndarray | None, np.ndarray]:
+        """Return weights (n_rows, n_folds), (n_rows, 1) for one fold of all rows, or None for ones; and their units.
+
+        The units (n_folds,) are powers of two, so weights of any size keep their precision in `dtype`.
+        """
         if self.weights is None:
-            return sample_weight
-        return self.weights if sample_weight is None else (self.weights * sample_weight).astype(dtype)
+            return sample_weight, np.ones(1)
+        weights, unit = self.weights, np.ones(self.n_folds)
+        if weights.dtype.kind == "f":
+            unit = weight_unit(weights.max(axis=0))
+            weights = weights / unit
+        if sample_weight is not None:
+            weights = weights * sample_weight
+        return (weights.astype(dtype, copy=False) if weights.dtype.kind == "f" else weights), unit
 
     def scoring_weights(self, rows: slice, folds: np.ndarray, sample_weight: np.ndarray | None) -> np.ndarray:
         """Return how some rows weigh in each problem's scores: of its training, then of what it holds out."""

@@ -200,6 +200,11 @@ def weight_per_class(
     return (total, per_class) if places is None else (total[places], per_class[places])
 
 
+def weight_unit(largest):
+    """Return the power of two that weights up to `largest`, a number or an array of them, are counted in."""
+    return np.ldexp(1.0, np.frexp(largest)[1] - 1)
+
+
 def compute_dtype(dtype: np.dtype) -> np.dtype:
     """Return the dtype in which X is computed with: half and single precision in float32, all else in float64."""
     return np.dtype(np.float32 if dtype.newbyteorder("=") in (np.float16, np.float32) else np.float64)

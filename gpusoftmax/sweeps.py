@@ -244,7 +244,7 @@ class _Run:
         self.is_interrupted = is_interrupted
         self.solver = LBFGS(tol=template.tol, max_iter=template.max_iter)
         self.sample_weight = None if source.weights is None else backend.to_host(source.weights)
-        weights = folds.row_weights(self.sample_weight, source.dtype)
+        weights, self.weight_unit = folds.row_weights(self.sample_weight, source.dtype)
         if weights is not None and source.targets_xp is not np:
             weights = backend.to_device(weights)
         self.source = replace(source, weights=weights)
@@ -266,11 +266,11 @@ class _Run:
     def solve(self) -> SweepResult:
         """Solve group by group: problems of one class weight and one smoothing, whose pass is one."""
         problems = self.problems
-        settings = np.stack([problems.label_smoothing, problems.class_weight], axis=1)
+        settings, code = np.stack([problems.label_smoothing, problems.class_weight], axis=1), self.code
         for smoothing, i in np.unique(settings, axis=0):
             places = np.flatnonzero((settings == [smoothing, i]).all(axis=1))
             self.template.set_params(label_smoothing=float(smoothing), class_weight=self.class_weights[int(i)])
-            source = with_class_weight(self.source, self.template.class_weight, self.code.classes, self.backend)
+            source, self.code = with_class_weight(self.source, code, self.template.class_weight, self.backend)
             grid = places.reshape(-1, self.folds.n_folds)
             for part, folds in self.parts(source):
                 self.solve_part(part, folds, grid[:, folds])
@@ -310,7 +310,7 @@ class _Run:
                 self.solve_wave(bound, of_all)
 
     def strengths(self, places: np.ndarray) -> np.ndarray:
-        return self.code.inner_strength(self.problems.C[places])
+        return self.code.inner_strength(self.problems.C[places] * self.weight_unit[self.problems.fold[places]])
 
     def solve_wave(self, bound: Bound, wave: np.ndarray) -> None:
         """Solve each path's problems, (n_paths, n_stages), one from where the one before ended."""

@@ -178,10 +178,14 @@ class Bound:
     def objectives(self, C: np.ndarray) -> list[SoftmaxObjective]:
         """Return the objectives of every precision."""
         backend, training = self.backend, self.training
+        largest = float(np.finfo(self.passes[-1].dtype).max)
+        strongest = min(largest / 2, largest**0.85 * max(1.0, 1 / self.metric_rows.scale.min(initial=1.0) ** 2))
+        with np.errstate(over="ignore", divide="ignore"):
+            strength = np.minimum(1 / (C * self.total_weight), strongest)  # beyond, coefficients would underflow
         exact = SoftmaxObjective(
             arrays=backend,
             fused_pass=self.passes[-1],
-            penalty=L2(backend, backend.to_device(1 / (C * self.total_weight))),
+            penalty=L2(backend, backend.to_device(strength)),
             total_weight=backend.to_device(self.total_weight),
             has_intercept=training.has_intercept,
             label_smoothing=training.label_smoothing,

@@ -408,6 +408,18 @@ def test_a_penalty_next_to_nothing_is_none(C):
     assert_allclose(weak.objective_, none.objective_, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", [1e-45, 1e-100, 1e-320])
+def test_a_penalty_out_of_range_leaves_no_coefficients(dtype, C):
+    alone = SoftmaxRegression(C=C).fit(X.astype(dtype), Y)
+    result = sweep(X.astype(dtype), Y, Cs=[C, 1.0])
+    for clf in (alone, result.to_estimator(0)):
+        assert clf.gradient_norm_ < 1e-5
+        assert np.abs(clf.coef_).max() < 1e-30
+        assert clf.objective_ == pytest.approx(np.log(3), rel=1e-6)
+        assert_allclose(clf.predict_proba(X.astype(dtype)), 1 / 3, rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [2.0**-130, 2.0**120])
 def test_weights_of_any_size_are_counted_in_a_unit_of_their_own(scale):
     X, y = offset_data()

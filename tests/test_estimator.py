@@ -266,6 +266,18 @@ def test_class_weight_by_name_multiplies_the_row_weights():
     assert_same_model(by_class, tight().fit(X, NAMES[Y], rows * np.array([1, 5, 0.5])[Y]))
 
 
+@pytest.mark.parametrize("is_soft", [False, True])
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_class_weight_of_any_size_keeps_its_precision_in_float32(scale, is_soft):
+    x, y = X.astype(np.float32), soft_targets() if is_soft else Y
+    one, scaled = ({0: factor, 1: 5 * factor, 2: 0.5 * factor} for factor in (1, scale))
+    plain = SoftmaxRegression(class_weight=one).fit(x, y)
+    clf = SoftmaxRegression(C=1 / scale, class_weight=scaled).fit(x, y)
+    assert clf.status_ == Status.CONVERGED
+    assert clf.objective_ == pytest.approx(plain.objective_, rel=1e-5)
+    assert_allclose(clf.predict_proba(x), plain.predict_proba(x), atol=1e-3)
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_balanced_is_the_weight_of_scikit_learn(n_classes):
     chosen = np.flatnonzero(n_classes > Y)[17:]
@@ -392,6 +404,18 @@ def test_warm_start_from_far_away_loses_one_pass(scale):
     assert clf.status_ == Status.CONVERGED
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("shape", ["tall", "offset", "wide"])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_warm_start_from_infinity_begins_anew_without_a_warning(value, shape, dtype):
+    wide = np.tile(X, 400) + np.random.default_rng(0).normal(size=(150, 1600))
+    x = {"tall": X, "offset": X + 1e4, "wide": wide}[shape].astype(dtype)
+    clf = SoftmaxRegression(warm_start=True).fit(x, Y)
+    cold = clf.objective_
+    clf.coef_[0, 0] = value
+    assert clf.fit(x, Y).objective_ == cold
+
+
 def test_warm_start_continues_an_unfinished_fit():
     full = tight().fit(X, Y)
     clf = tight(warm_start=True, max_iter=3)
@@ -407,6 +431,15 @@ def test_warm_start_with_offset_features_starts_where_it_ended():
     clf = SoftmaxRegression(warm_start=True, tol=1e-7).fit(X + 1e4, Y)
     first = clf.n_passes_
     assert clf.fit(X + 1e4, Y).n_passes_ < first / 2
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_warm_start_without_an_intercept_keeps_none(offset):
+    clf = tight(warm_start=True).fit(X + offset, Y)
+    clf.set_params(fit_intercept=False).fit(X + offset, Y)
+    cold = tight(fit_intercept=False).fit(X + offset, Y)
+    assert not clf.intercept_.any()
+    assert clf.objective_ == pytest.approx(cold.objective_, rel=1e-6)
 
 
 def test_without_warm_start_a_fit_forgets():

@@ -71,12 +71,22 @@ def test_an_array_is_weights_and_zeros_are_held_out():
 def test_sample_weights_multiply():
     s = np.arange(60.0)[:, np.newaxis]
     folds = Folds.of(3, X, Y)
-    weighted = folds.row_weights(s, np.dtype(np.float32))
-    np.testing.assert_array_equal(weighted, folds.weights * s)
+    weighted, unit = folds.row_weights(s, np.dtype(np.float32))
+    np.testing.assert_array_equal(weighted * unit, folds.weights * s)
     assert weighted.dtype == np.float32
-    assert folds.row_weights(None, np.dtype(np.float32)) is folds.weights
-    assert Folds.of(None, X, Y).row_weights(s, np.dtype(np.float32)) is s
-    assert Folds.of(None, X, Y).row_weights(None, np.dtype(np.float32)) is None
+    assert folds.row_weights(None, np.dtype(np.float32))[0] is folds.weights
+    assert Folds.of(None, X, Y).row_weights(s, np.dtype(np.float32)) == (s, 1)
+    assert Folds.of(None, X, Y).row_weights(None, np.dtype(np.float32)) == (None, 1)
+
+
+@pytest.mark.parametrize("sample_weight", [None, np.full((60, 1), 1.5, np.float32)], ids=["plain", "weighted"])
+def test_weights_of_each_fold_are_counted_in_a_power_of_two(sample_weight):
+    scales = np.array([1e-300, 3.0, 1e300])
+    folds = Folds.of(scales * (Y[:, np.newaxis] != np.arange(3)), X, Y)
+    weights, unit = folds.row_weights(sample_weight, np.dtype(np.float32))
+    np.testing.assert_array_equal(np.frexp(unit)[0], 0.5)
+    assert ((weights.max(axis=0) >= 1) & (weights.max(axis=0) < 4)).all()
+    np.testing.assert_allclose(weights * unit, folds.weights * (1 if sample_weight is None else 1.5), rtol=1e-7)
 
 
 @pytest.mark.parametrize("sample_weight", [None, np.arange(60.0)[:, np.newaxis]], ids=["plain", "weighted"])
@@ -104,7 +114,8 @@ def test_scoring_weights_are_those_of_training_then_of_what_is_held_out(sample_w
 def test_classes_that_a_fold_has_no_rows_of_to_fit(cv, sample_weight, expected, is_soft):
     folds, targets = Folds.of(cv, X, Y), np.eye(3)[Y] if is_soft else Y.astype(np.uint8)
     weights = None if sample_weight is None else np.asarray(sample_weight, float)[:, np.newaxis]
-    rows, of_folds = (ArraySource(X, targets, each, X.dtype) for each in (weights, folds.row_weights(weights, X.dtype)))
+    of_folds, _ = folds.row_weights(weights, X.dtype)
+    rows, of_folds = (ArraySource(X, targets, each, X.dtype) for each in (weights, of_folds))
     is_absent = folds.absent_classes(rows, of_folds, 3)
     assert is_absent.shape == (folds.n_folds, 3)
     assert [tuple(place) for place in np.argwhere(is_absent)] == expected

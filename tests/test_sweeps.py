@@ -127,6 +127,20 @@ class TestEveryProblem:
         assert (result.n_iter > 0).all()
         np.testing.assert_allclose(result.objective, precise.objective, rtol=1e-3)
 
+    @pytest.mark.parametrize("sample_weight", [None, WEIGHTS + 1], ids=["plain", "weighted"])
+    def test_weights_of_any_size_keep_their_precision_in_float32(self, sample_weight):
+        x, masks, scales = X.astype(np.float32), RNG.random((len(X), 3)) < 0.7, 1e-46 * np.array([1, 30, 1e3])
+        one = {0: 1.0, 1: 5.0, 2: 0.5}
+        plain = sweep(x, Y, cv=masks, Cs=[1.0], sample_weight=sample_weight, class_weight=one)
+        scaled = [{k: scale * weight for k, weight in one.items()} for scale in (1e-58, 1e-60)]
+        shared = {"sample_weight": sample_weight, "class_weight": scaled}
+        result = sweep(x, Y, cv=masks * scales, Cs=1e60 / scales, **shared)
+        same = [3 * 3 + fold * 3 + fold for fold in range(3)]  # of the second class weight, where C and fold cancel
+        assert [result.status[p].name for p in same] == ["CONVERGED"] * 3
+        for name in ("objective", "train_loss", "held_out_loss"):
+            np.testing.assert_allclose(getattr(result, name)[same], getattr(plain, name), rtol=1e-3)
+        np.testing.assert_allclose(result.coef[same], plain.coef, atol=1e-3)
+
     def test_with_an_offset_that_dwarfs_the_spread(self):
         result, plain = tight(X + 4096.0, Cs=[0.1, 1.0]), tight(Cs=[0.1, 1.0])
         np.testing.assert_allclose(result.coef, plain.coef, atol=1e-6)
@@ -245,6 +259,10 @@ class TestTrouble:
             ({"cv": -np.ones((178, 2))}, "non-negative"),
             ({"cv": np.eye(178)[:, :2] * 0}, "Fold 0 of cv has no rows"),
             ({"cv": []}, "cv has no folds"),
+            ({"cv": np.ones(178)}, r"shape \(n_samples, n_folds\) with 178 samples, got shape \(178,\)"),
+            ({"cv": np.ones((178, 3)).tolist()}, r"pairs \(train, test\) of row indices; .* an array of shape"),
+            ({"cv": np.ones((178, 2)).tolist()}, r"pairs \(train, test\) of row indices; .* an array of shape"),
+            ({"cv": [1.0] * 178}, r"pairs \(train, test\) of row indices; .* an array of shape"),
             ({"class_weight": []}, "must not be empty"),
             ({"class_weight": ["unbalanced"]}, "class_weight"),
             ({"label_smoothing": [0.1, 1.0]}, "label_smoothing"),
