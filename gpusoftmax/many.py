@@ -23,7 +23,8 @@ from gpusoftmax.solvers.base import Solution, Status
 from gpusoftmax.solvers.lbfgs import LBFGS
 from gpusoftmax.training import feature_scale, find_center, start_intercept
 
-FIRST_REFRESH = 40  # evaluations before a problem is worth a metric that costs a small one as much as a dozen
+N_ROUGH = 40  # evaluations before a problem is worth a metric that costs a small one as much as a dozen
+FIRST_REFRESH, REFRESH_GROWTH = 10, 1.5  # a stale metric underestimates what is left to gain
 ABSENT = -1e30  # the logit of a class that a problem lacks: beyond all others, and finite in any product
 
 
@@ -266,7 +267,8 @@ class _Fitting:
             counts = data.n_rows[wave, np.newaxis]
             per_class = np.where(has_class, data.own.weight[places], 0)
             params[-1] = start_intercept(total, per_class, counts, settings["label_smoothing"])
-        solver = LBFGS(tol=settings["tol"], max_iter=settings["max_iter"], n_pairs=N_PAIRS, first_refresh=FIRST_REFRESH)
+        limits, refreshes = (settings["tol"], settings["max_iter"]), (FIRST_REFRESH, REFRESH_GROWTH)
+        solver = LBFGS(*limits, N_PAIRS, *refreshes, n_rough=N_ROUGH)
         with np.errstate(all="ignore"):  # what overflows ends as a status, and no other problem hears of it
             minimize = minimize_in_spans if is_wide(X.shape[2], X.shape[1] - 1) else LBFGS.minimize
             solution = minimize(solver, objective, backend.to_device(params), lambda _: self.is_stopped)

@@ -320,6 +320,22 @@ def test_the_budget_holds_what_solvers_remember():
     assert peak <= 6_000_000 + 8 * 2 * fits.coef.size + 200_000
 
 
+def test_what_is_left_to_gain_is_judged_by_a_metric_of_there():
+    rng = np.random.default_rng(0)
+    n_features, Xs, ys = int(rng.choice([1, 3, 10])), [], []
+    for _ in range(60):  # uneven features, weights and strengths: by the metric of the start, all seems won
+        n_rows = int(rng.integers(4, 40))
+        Xs.append(rng.normal(size=(n_rows, n_features)) * 10.0 ** rng.integers(-2, 3, n_features))
+        ys.append(rng.integers(0, 3, n_rows))
+        ys[-1][:3] = 0, 1, 2
+    C, rng = 10.0 ** rng.uniform(-3, 3, 60), np.random.default_rng(0)
+    weights = [10.0 ** rng.uniform(-3, 3, len(y)) for y in ys]
+    least = gs.fit_many(Xs, ys, sample_weights=weights, C=C, tol=TOL, max_iter=5000).objective
+    fits = gs.fit_many(Xs, ys, sample_weights=weights, C=C)
+    assert (fits.status == Status.CONVERGED).all()
+    assert ((fits.objective - least) / np.maximum(least, 1e-4)).max() < 1e-5
+
+
 class TestWide:
     """More than two features a row: fits in the span of the rows."""
 
@@ -331,7 +347,7 @@ class TestWide:
         Xs[3, 5], Xs[3, 6], Xs[3, 7] = Xs[3, 2], 0, Xs[3, 0] + Xs[3, 1]  # fewer directions than rows
         Xs, ys = [X[: 20 - p] for p, X in enumerate(Xs)], [y[: 20 - p] for p, y in enumerate(ys)]
         weights = [np.random.default_rng(1).integers(1, 5, len(y)) for y in ys] if weighted else None
-        C = np.logspace(-2, 2, P)
+        C = np.logspace(-2, 1, P)
         fits = gs.fit_many(Xs, ys, sample_weights=weights, C=C, fit_intercept=fit_intercept, tol=TOL)
         for p in range(P):
             own = None if weights is None else weights[p]

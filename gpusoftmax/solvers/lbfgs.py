@@ -43,6 +43,8 @@ class LBFGS:
         The metric is estimated again after `first_refresh` evaluations, then at intervals that grow by this factor.
     known_refresh : int
         `first_refresh` where the first metric is known from elsewhere.
+    n_rough : int
+        Evaluations before which metrics are rough, as the first is.
     """
 
     tol: float = 1e-4
@@ -51,6 +53,7 @@ class LBFGS:
     first_refresh: int = 6
     refresh_growth: float = 5.0
     known_refresh: int = 24
+    n_rough: int = 0
 
     @property
     def n_vectors(self) -> int:
@@ -252,7 +255,7 @@ class _Run:
 
         self.take(taken, trial, point)
         if self.n_evaluations >= self.refresh_at:  # whoever has taken a step: no problem's path depends on the others'
-            self.change_metric(self.make_metric(is_rough=False))
+            self.change_metric(self.make_metric(is_rough=self.n_evaluations < self.solver.n_rough))
             self.refresh_interval *= self.solver.refresh_growth
             self.refresh_at = self.n_evaluations + int(self.refresh_interval)
         is_hopeless = failed & ~self.pairs.age.any(axis=1)
