@@ -179,9 +179,10 @@ class Bound:
         """Return the objectives of every precision."""
         backend, training = self.backend, self.training
         largest = float(np.finfo(self.passes[-1].dtype).max)
-        strongest = min(largest / 2, largest**0.85 * max(1.0, 1 / self.metric_rows.scale.min(initial=1.0) ** 2))
         with np.errstate(over="ignore", divide="ignore"):
-            strength = np.minimum(1 / (C * self.total_weight), strongest)  # beyond, coefficients would underflow
+            of_features = (1 / self.metric_rows.scale.min(initial=1.0)) ** 2
+            strongest = min(largest / 2, largest**0.85 * of_features)  # beyond, coefficients would underflow
+            strength = np.minimum(1 / (C * self.total_weight), strongest)
         exact = SoftmaxObjective(
             arrays=backend,
             fused_pass=self.passes[-1],

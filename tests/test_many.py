@@ -1,7 +1,7 @@
 import itertools
-import os
 import re
 import signal
+import threading
 import time
 import tracemalloc
 import warnings
@@ -430,7 +430,7 @@ def test_ctrl_c_ends_the_waves_that_run(wave_of, monkeypatch):
 
     def interrupted_and_slow(self, params):
         if next(n_evaluations) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as from a terminal
         time.sleep(0.02)
         return evaluate(self, params)
 
