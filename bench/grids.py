@@ -102,7 +102,6 @@ SWEEPS = (
     Sweep(Case("teacher", 20_000, 384, 50), n_strengths=45),
     Sweep(Case("teacher", 200_000, 784, 10), n_strengths=16),
     Sweep(Case("teacher", 100, 64, 5), n_sets=1000),
-    Sweep(Case("teacher", 25, 512, 5), n_sets=1000),
 )
 SMOKE = (
     Sweep(Case("teacher", 300, 8, 3), n_strengths=3, n_folds=2),
