@@ -6,6 +6,7 @@ Reads no data and touches no device, so every choice can be tested anywhere.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -128,18 +129,20 @@ class Plan:
 
     def with_problems(self, n_problems: int) -> "Plan":
         """Return the plan of the same pass for another number of problems."""
-        return plan_pass(
-            self.n_rows,
-            self.n_features,
-            n_problems,
-            self.n_classes,
-            self.dtype,
-            self.facts,
+        make = partial(
+            plan_pass,
+            *(self.n_rows, self.n_features, n_problems, self.n_classes, self.dtype, self.facts),
             is_soft=self.is_soft,
             is_direct=self.is_direct,
-            budget_bytes=self.budget_bytes,
             reserved_bytes=self.reserved_bytes,
         )
+        if self.budget_bytes is None:
+            return make()
+        try:
+            return make(budget_bytes=self.budget_bytes)
+        except WorkspaceError:  # a gradient that has become small would be summed in float64
+            plan = replace(make(), gradient_dtype=self.gradient_dtype, budget_bytes=self.budget_bytes)
+            return _shrink(plan, self.budget_bytes)
 
     @property
     def n_columns(self) -> int:

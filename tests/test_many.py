@@ -424,6 +424,7 @@ def test_verbose_reports_finished_problems(capsys):
     assert "7 of 7 problems" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_ends_the_waves_that_run(wave_of, monkeypatch):
     wave_of(4)
     evaluate, n_evaluations = IndependentObjective.value_and_grad, itertools.count(1)

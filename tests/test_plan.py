@@ -122,6 +122,7 @@ class TestPlanPass:
         assert actual == plan_pass(n_rows, n_features, n_problems, n_classes, dtype, facts, **options)
 
     @given(SIZES, FACTS, KIND, BUDGET)
+    @example((1, 4, 4, 2161, FLOAT32), DeviceFacts(1), {"is_soft": False, "is_direct": True}, 440_871)
     def test_fewer_problems_fit_where_more_did(self, sizes, facts, kind, budget):
         # Problems that have ended leave the stack in the middle of a fit, which must not fail for want of memory.
         try:
