@@ -267,8 +267,14 @@ class _Fitting:
             counts = data.n_rows[wave, np.newaxis]
             per_class = np.where(has_class, data.own.weight[places], 0)
             params[-1] = start_intercept(total, per_class, counts, settings["label_smoothing"])
-        limits, refreshes = (settings["tol"], settings["max_iter"]), (FIRST_REFRESH, REFRESH_GROWTH)
-        solver = LBFGS(*limits, N_PAIRS, *refreshes, n_rough=N_ROUGH)
+        solver = LBFGS(
+            tol=settings["tol"],
+            max_iter=settings["max_iter"],
+            n_pairs=N_PAIRS,
+            first_refresh=FIRST_REFRESH,
+            refresh_growth=REFRESH_GROWTH,
+            n_rough=N_ROUGH,
+        )
         with np.errstate(all="ignore"):  # what overflows ends as a status, and no other problem hears of it
             minimize = minimize_in_spans if is_wide(X.shape[2], X.shape[1] - 1) else LBFGS.minimize
             solution = minimize(solver, objective, backend.to_device(params), lambda _: self.is_stopped)

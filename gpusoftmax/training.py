@@ -294,11 +294,9 @@ class SpannedBound(Bound):
             return replace(solution, params=params, gradient=gradient, metric=None, pairs=None)
         curvature = self.objectives(C)[-1].penalty.strength + 0.5 * self.space.beyond
         beyond = (1 / curvature)[:, np.newaxis].astype(params.dtype)
-        known = Known(metric=RowSpaceMetric(self.space, solution.metric, beyond))
-        left = replace(solver, max_iter=solver.max_iter - int(solution.n_iter.max()))
-        hear = after(callback, float(solution.n_passes.max()), solution.n_iter)
-        last = self.whole.solve(left, C, params, hear, known)
-        return replace(last, n_iter=last.n_iter + solution.n_iter, n_passes=last.n_passes + solution.n_passes)
+        known = Known(metric=RowSpaceMetric(self.space, solution.metric, beyond), n_iter=solution.n_iter)
+        last = self.whole.solve(solver, C, params, after(callback, float(solution.n_passes.max())), known)
+        return replace(last, n_passes=last.n_passes + solution.n_passes)
 
     def select(self, active: np.ndarray) -> Self:
         """Return the training of some problems."""

@@ -137,6 +137,20 @@ class TestFit:
             assert (solution.n_iter == max_iter).all()
             assert (solution.status == Status.ITERATION_LIMIT).all()
 
+    def test_a_problem_at_its_limit_takes_no_steps_from_others(self, monkeypatch):
+        data, lift, lifted = wide(), RowSpace.lift, []
+
+        def blurred(self, params):
+            lifted.append(lift(self, params))
+            if len(lifted) == 1:  # the solution, which X finds wanting then
+                lifted[0][3, 0] += [1e-3, -1e-3, 0]
+            return lifted[-1]
+
+        monkeypatch.setattr(RowSpace, "lift", blurred)
+        solution, _ = fit(data, C=(0.01, 1e6), max_iter=25)
+        np.testing.assert_array_equal(solution.status, [Status.CONVERGED, Status.ITERATION_LIMIT])
+        assert solution.n_iter[0] < solution.n_iter[1] == 25
+
     def test_a_better_start_is_worth_its_steps(self):
         data = wide()
         solution, _ = fit(data, C=(1.0, 10.0))

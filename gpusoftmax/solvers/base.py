@@ -139,12 +139,14 @@ class Known:
     gradient : array of the shape of params, or None
     metric : Metric, or None
     pairs : Pairs that an earlier solve returned, or None
+    n_iter : array of shape (n_problems,), steps taken before, which count; or None
     """
 
     value: np.ndarray | None = None
     gradient: Any = None
     metric: Any = None
     pairs: Any = None
+    n_iter: np.ndarray | None = None
 
 
 NOTHING_KNOWN = Known()

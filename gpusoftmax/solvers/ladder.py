@@ -32,15 +32,15 @@ def climb(
     is_exact : bool
         Whether the last of several objectives may take steps. If not, one evaluation of it judges where the others
         ended: a problem short of `tol` has then reached the precision that it was allowed.
-    known : what is known at `params` of the last objective; of the others its metric holds
+    known : what is known at `params` of the last objective; of the others its metric and the steps taken hold
     """
     *coarse, exact = objectives
     spent: list[Solution] = []
     for objective in coarse:
         stop = _UntilRounding(objective.precision, _after(spent, callback))
-        known = Known(metric=known.metric, pairs=known.pairs)
+        known = Known(metric=known.metric, pairs=known.pairs, n_iter=known.n_iter)
         solution = _with_steps(solver, _steps_left(solver, spent)).minimize(objective, params, stop, known)
-        params, known = solution.params, replace(known, pairs=solution.pairs)
+        params, known = solution.params, replace(known, pairs=solution.pairs, n_iter=None)
         spent.append(replace(solution, pairs=None))
         if stop.is_interrupted:  # nothing exact has judged what had ended by then
             status = spent[-1].status

@@ -144,7 +144,7 @@ class _Run:
             value=np.full(n_problems, np.nan),
             gradient_norm=np.full(n_problems, np.nan),
             remaining_decrease=np.full(n_problems, np.inf),
-            n_iter=np.zeros(n_problems, np.int32),
+            n_iter=np.zeros(n_problems, np.int32) if known.n_iter is None else known.n_iter.copy(),
             n_passes=np.zeros(n_problems),
             status=np.full(n_problems, Status.RUNNING),
             gradient=self.arrays.xp.zeros_like(params),
